@@ -1,0 +1,27 @@
+//! The `agd` command line: publish a database's logs as signed tile trees, and verify such trees from files alone.
+//!
+//! Owns everything outside PostgreSQL: the key file, the store's layout and its durable writes, the rule that only a
+//! continuation of what was published is ever signed, and the offline verifier. Hashing, tiles, notes and entries come
+//! from `agd-core`. It never trusts the database about what was published before, and the verifier never opens a network
+//! connection.
+#![forbid(unsafe_code)]
+
+pub mod database;
+pub mod key;
+pub mod keygen;
+pub mod origin;
+pub mod policy;
+pub mod publish;
+pub mod report;
+pub mod serve;
+pub mod source;
+pub mod store;
+pub mod tiles;
+pub mod verify;
+
+/// Exit code: everything that was asked holds.
+pub const EXIT_OK: u8 = 0;
+/// Exit code: something is false, and the output says what.
+pub const EXIT_FALSE: u8 = 1;
+/// Exit code: it could not be checked, or could not be done.
+pub const EXIT_UNCHECKED: u8 = 2;

@@ -1,0 +1,155 @@
+//! The `agd` program: reads its arguments and hands them on.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use agd_cli::policy::{MAX_POLICY, Policy};
+use agd_cli::serve::{self, Options, parse_interval};
+use agd_cli::store::{Reader, parse_location};
+use agd_cli::{EXIT_OK, EXIT_UNCHECKED, database, keygen, report, verify};
+use clap::{Args, Parser, Subcommand};
+
+/// Audit-gated discipline for PostgreSQL: publish the logs of a database, and verify them from files alone.
+///
+/// Exit codes: 0 all holds, 1 something is false (and which), 2 could not check.
+#[derive(Debug, Parser)]
+#[command(name = "agd", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Keygen(Keygen),
+    Publish(Publish),
+    Verify(Verify),
+}
+
+/// Make an Ed25519 key file and print its verifier key (vkey).
+#[derive(Debug, Args)]
+struct Keygen {
+    /// The key file to make; it is never overwritten
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// The origin of the platform log (agd.log_name); its tenants' logs are signed with the same key
+    #[arg(long, value_name = "ORIGIN")]
+    name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Sign the database's anchors and write them with their tiles into a store.
+///
+/// Signs only what continues what the store already holds; a history that does not is refused with exit code 1.
+#[derive(Debug, Args)]
+struct Publish {
+    /// postgresql:// URL or key=value string of a member of agd_publisher (password: PGPASSWORD)
+    #[arg(long, value_name = "URL", env = "AGD_DATABASE", hide_env_values = true)]
+    database: String,
+    /// file:///folder or a path; the folder must exist
+    #[arg(long, value_name = "STORE")]
+    store: String,
+    /// The key file that `agd keygen` made; readable by its owner only
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// Do one round and exit
+    #[arg(long)]
+    once: bool,
+    /// The pause between rounds
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_interval)]
+    interval: Duration,
+    /// Print JSON lines
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prove everything a store says from its files alone.
+#[derive(Debug, Args)]
+struct Verify {
+    /// file:///folder or a path
+    store: String,
+    /// Trusted keys in the C2SP tlog-policy format; without it signatures are not checked and the exit code is 2 at best
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let code = match Cli::parse().command {
+        Command::Keygen(args) => run_keygen(&args),
+        Command::Publish(args) => run_publish(args),
+        Command::Verify(args) => run_verify(&args),
+    };
+    ExitCode::from(code.unwrap_or_else(|message| {
+        let _ = writeln!(io::stderr(), "agd: {message}");
+        EXIT_UNCHECKED
+    }))
+}
+
+fn say(error: impl Display) -> String {
+    error.to_string()
+}
+
+fn run_keygen(args: &Keygen) -> Result<u8, String> {
+    let vkey = keygen::run(&args.out, &args.name).map_err(say)?;
+    let line = if args.json {
+        let file = args.out.display().to_string();
+        serde_json::json!({ "key_file": file, "vkey": vkey }).to_string()
+    } else {
+        vkey
+    };
+    writeln!(io::stdout(), "{line}").map_err(say)?;
+    Ok(EXIT_OK)
+}
+
+fn run_publish(args: Publish) -> Result<u8, String> {
+    let password = std::env::var("PGPASSWORD").ok();
+    let options = Options {
+        database: database::parse_config(&args.database, password).map_err(say)?,
+        store: parse_location(&args.store).map_err(say)?,
+        key: args.key,
+        once: args.once,
+        interval: args.interval,
+        json: args.json,
+    };
+    serve::run(&options).map_err(say)
+}
+
+fn run_verify(args: &Verify) -> Result<u8, String> {
+    let reader = Reader::open(&parse_location(&args.store).map_err(say)?).map_err(say)?;
+    let policy = match &args.policy {
+        None => None,
+        Some(path) => {
+            let named = |error: &dyn Display| format!("{}: {error}", path.display());
+            let size = std::fs::metadata(path).map_err(|error| named(&error))?;
+            if !size.is_file() || size.len() > MAX_POLICY {
+                return Err(named(&"not a policy file"));
+            }
+            let text = std::fs::read(path).map_err(|error| named(&error))?;
+            Some(Policy::parse(&text).map_err(|error| named(&error))?)
+        }
+    };
+    let counter = AtomicU64::new(0);
+    let work = || verify::run(&reader, policy.as_ref(), &counter);
+    let result = report::with_progress(&counter, "entry", work).map_err(say)?;
+    let mut stdout = io::stdout();
+    let written = if args.json {
+        writeln!(stdout, "{}", report::verify_json(&result, &args.store))
+    } else {
+        let color = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        report::verify_text(&mut stdout, &result, color)
+    };
+    match written {
+        // Whoever read the report has read enough; the verdict stands.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(say(error)),
+        _ => Ok(result.exit_code()),
+    }
+}

@@ -1,0 +1,226 @@
+//! Rounds of publishing, once or until told to stop.
+//!
+//! Owns the loop around [`crate::publish::Publisher`]: connecting again after a lost connection, waiting, signals, and
+//! saying each complaint once as long as it stays the same. Promises to finish the round in hand when told to stop.
+
+use std::collections::HashSet;
+use std::io::{self, IsTerminal as _, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use postgres::Config;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use thiserror::Error;
+
+use crate::database::Database;
+use crate::key::{KeyError, LogKey};
+use crate::publish::{Progress, Publisher, Round};
+use crate::report::{PublishOutput, grouped};
+use crate::source::SourceError;
+use crate::store::{OsFiles, StoreError, Writer};
+use crate::{EXIT_FALSE, EXIT_UNCHECKED};
+
+/// How often a sleeping publisher looks whether it was told to stop.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What the publisher is to do.
+#[derive(Debug)]
+pub struct Options {
+    /// The database.
+    pub database: Config,
+    /// The store's folder.
+    pub store: PathBuf,
+    /// The key file.
+    pub key: PathBuf,
+    /// One round only.
+    pub once: bool,
+    /// The pause between rounds.
+    pub interval: Duration,
+    /// JSON lines instead of text.
+    pub json: bool,
+}
+
+/// Why publishing could not even begin.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The key file.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The system.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Publishes. Returns the exit code: 1 when any round refused a log, else that of the last round.
+///
+/// # Errors
+/// [`ServeError`] when the key, the store or the signals could not be set up.
+pub fn run(options: &Options) -> Result<u8, ServeError> {
+    let key = LogKey::load(&options.key)?;
+    let store = Writer::open(&options.store, Box::new(OsFiles))?;
+    let published_to = format!("file://{}", options.store.canonicalize()?.display());
+    let mut publisher = Publisher::new(store, key, published_to);
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // The second signal ends the process at once: that is safe at any point. Registered first, it sees the flag as
+        // it was before this signal.
+        flag::register_conditional_shutdown(signal, i32::from(EXIT_UNCHECKED), Arc::clone(&stop))?;
+        flag::register(signal, Arc::clone(&stop))?;
+    }
+    let mut output = Output::new(options.json);
+    let mut database: Option<Database> = None;
+    let mut refused = false;
+    loop {
+        let round = one_round(&mut publisher, &mut database, &options.database, &output);
+        refused |= !round.refusals.is_empty();
+        output.round(&round, options.once);
+        if options.once || stop.load(Ordering::Relaxed) || !pause(options.interval, &stop) {
+            let last = round.exit_code();
+            return Ok(if refused { EXIT_FALSE } else { last });
+        }
+    }
+}
+
+fn one_round(publisher: &mut Publisher, database: &mut Option<Database>, config: &Config, output: &Output) -> Round {
+    let connected = match database.take() {
+        Some(database) => Ok(database),
+        None => Database::connect(config),
+    };
+    let mut connection = match connected {
+        Ok(connection) => connection,
+        Err(error) => return failed(error),
+    };
+    let round = publisher.round(&mut connection, &mut |progress| output.progress(progress));
+    // After any error a fresh connection is the simplest way back to a known state.
+    if round.failures.is_empty() {
+        *database = Some(connection);
+    }
+    round
+}
+
+fn failed(error: SourceError) -> Round {
+    Round { failures: vec![(None, error.into())], ..Round::default() }
+}
+
+/// Waits. `false` when told to stop.
+fn pause(interval: Duration, stop: &AtomicBool) -> bool {
+    let start = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        let left = interval.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            return true;
+        }
+        std::thread::sleep(left.min(TICK));
+    }
+    false
+}
+
+struct Output {
+    format: PublishOutput,
+    progress: bool,
+    /// The complaints of the last round.
+    said: HashSet<String>,
+}
+
+impl Output {
+    fn new(json: bool) -> Self {
+        Self {
+            format: PublishOutput { json, terminal: io::stdout().is_terminal() },
+            progress: io::stderr().is_terminal(),
+            said: HashSet::new(),
+        }
+    }
+
+    fn progress(&self, progress: Progress<'_>) {
+        if self.progress && progress.size < progress.target {
+            let (size, target) = (grouped(progress.size), grouped(progress.target));
+            let _ = write!(io::stderr(), "\r{}: {size} of {target} …\x1b[K", progress.origin);
+        }
+    }
+
+    /// Nobody may be listening (a closed pipe): that must not stop the publishing.
+    fn round(&mut self, round: &Round, last: bool) {
+        if self.progress {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+        let mut stdout = io::stdout().lock();
+        let mut stderr = io::stderr().lock();
+        for published in &round.published {
+            let _ = self.format.published(&mut stdout, published);
+        }
+        let mut said = HashSet::new();
+        let complaints: &mut dyn Write = if self.format.json { &mut stdout } else { &mut stderr };
+        for refusal in &round.refusals {
+            let text = refusal.to_string();
+            if !self.said.contains(&text) {
+                let _ = self.format.refused(complaints, refusal);
+            }
+            said.insert(text);
+        }
+        for (origin, failure) in &round.failures {
+            let text = format!("{origin:?} {failure}");
+            if !self.said.contains(&text) {
+                let _ = self.format.failed(complaints, origin.as_deref(), failure);
+            }
+            said.insert(text);
+        }
+        self.said = said;
+        if last {
+            let _ = self.format.end(&mut stdout, round);
+        }
+        let _ = stdout.flush();
+    }
+}
+
+/// Reads a duration: `2s`, `500ms`, `1m`, or a plain number of seconds.
+///
+/// # Errors
+/// A sentence that says what is expected.
+pub fn parse_interval(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = text.get(digits.len()..).unwrap_or_default();
+    let wrong = || format!("{text:?} is not a duration such as 2s, 500ms or 1m");
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let duration = match unit {
+        "ms" => Duration::from_millis(number),
+        "s" | "" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number.checked_mul(60).ok_or_else(wrong)?),
+        _ => return Err(wrong()),
+    };
+    if duration.is_zero() {
+        return Err("an interval is longer than nothing".to_owned());
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals() {
+        let seconds = |text| parse_interval(text).ok().map(|d: Duration| d.as_millis());
+        assert_eq!(seconds("2s"), Some(2_000));
+        assert_eq!(seconds("500ms"), Some(500));
+        assert_eq!(seconds("1m"), Some(60_000));
+        assert_eq!(seconds("3"), Some(3_000));
+        for bad in ["", "s", "0s", "-1s", "1h", "1 s", "1.5s", "99999999999999999999s"] {
+            assert_eq!(seconds(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_stop_ends_the_pause() {
+        let stop = AtomicBool::new(true);
+        assert!(!pause(Duration::from_secs(3600), &stop));
+        stop.store(false, Ordering::Relaxed);
+        assert!(pause(Duration::from_millis(1), &stop));
+    }
+}

@@ -1,0 +1,80 @@
+//! What the publisher needs of a database, behind a small trait.
+//!
+//! Owns the shapes that cross the boundary. Everything that comes through it is a claim to be checked: sizes are signed
+//! and roots are byte strings, as the database gives them.
+
+use agd_core::Hash;
+use thiserror::Error;
+
+/// Why the database could not be read or told.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{what}: {message}{}", hint.as_deref().map(|h| format!(" ({h})")).unwrap_or_default())]
+pub struct SourceError {
+    /// What was being done.
+    pub what: &'static str,
+    /// What the server or the connection said. Never holds the connection string.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+/// One log as the database has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogHead {
+    /// The log's identity.
+    pub origin: String,
+    /// Its tenant, none for the platform log.
+    pub tenant: Option<String>,
+    /// Size of its newest anchor, in leaves.
+    pub tree_size: i64,
+}
+
+/// One anchor of a log as the database has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anchor {
+    /// Leaves.
+    pub tree_size: i64,
+    /// The root over them; 32 bytes when all is well.
+    pub root_hash: Vec<u8>,
+    /// The unsigned checkpoint text.
+    pub checkpoint: String,
+    /// Where the database knows it to be published: the places, with a comma and a space between them.
+    pub published_to: Option<String>,
+}
+
+/// A database's logs.
+pub trait Source {
+    /// Every log that has an anchor, with the size of its newest one.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    fn logs(&mut self) -> Result<Vec<LogHead>, SourceError>;
+
+    /// Up to `limit` anchors of a log with a size of `from` or more, by ascending size.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    fn anchors(&mut self, origin: &str, from: i64, limit: i64) -> Result<Vec<Anchor>, SourceError>;
+
+    /// The entries of a log with indexes in `[first, last)`, each with its index, in order.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    fn entries(&mut self, origin: &str, first: i64, last: i64) -> Result<Vec<(i64, Vec<u8>)>, SourceError>;
+
+    /// Tells the database that these sizes of a log are in the store.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    fn record_publication(
+        &mut self,
+        origin: &str,
+        published: &[(i64, Hash)],
+        published_to: &str,
+    ) -> Result<(), SourceError>;
+
+    /// Whether the connection is lost, so that nothing more can be asked.
+    fn is_closed(&self) -> bool {
+        false
+    }
+}

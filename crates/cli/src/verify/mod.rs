@@ -1,0 +1,230 @@
+//! `agd verify`: everything a store says, proved from its files alone.
+//!
+//! Owns the order of work: find the logs, verify the platform logs, then the tenants' logs against what the platform logs
+//! say about them. Promises that nothing is called good that was not checked: without a policy, or with anything left
+//! unread, the verdict is "could not check". It never opens a database or a network connection, and nothing that lies in
+//! the store can make it panic.
+
+pub mod discover;
+mod event_ids;
+pub mod findings;
+pub mod log;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::origin::Kind;
+use crate::policy::Policy;
+use crate::store::{Reader, StoreError};
+use crate::{EXIT_FALSE, EXIT_OK, EXIT_UNCHECKED};
+use log::{Claim, Job, LogResult};
+
+/// How much of a tenant's log the platform log covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coverage {
+    /// The largest size that the platform log has as an entry.
+    pub size: u64,
+    /// That entry's index in the platform log.
+    pub index: u64,
+    /// Published checkpoints beyond it.
+    pub newer: u64,
+}
+
+/// One log's part of the report.
+#[derive(Debug)]
+pub struct LogReport {
+    /// The log.
+    pub origin: String,
+    /// Its tenant, none for a platform log.
+    pub tenant: Option<String>,
+    /// What was found.
+    pub result: LogResult,
+    /// For a tenant's log whose platform log is in the store and covers it.
+    pub coverage: Option<Coverage>,
+}
+
+/// The whole report.
+#[derive(Debug)]
+pub struct Report {
+    /// Every log, each platform log before its tenants' logs.
+    pub logs: Vec<LogReport>,
+    /// What could not be checked and belongs to no log.
+    pub unchecked: Vec<String>,
+    /// Whether signatures were checked.
+    pub with_policy: bool,
+}
+
+impl Report {
+    /// How many things are false.
+    pub fn findings(&self) -> u64 {
+        self.logs.iter().map(|log| log.result.findings.count()).sum()
+    }
+
+    /// 1 when something is false, else 2 when something was not checked, else 0.
+    pub fn exit_code(&self) -> u8 {
+        let checked = |log: &LogReport| log.result.unchecked.is_empty();
+        if self.findings() > 0 {
+            EXIT_FALSE
+        } else if !self.with_policy || !self.unchecked.is_empty() || !self.logs.iter().all(checked) {
+            EXIT_UNCHECKED
+        } else {
+            EXIT_OK
+        }
+    }
+}
+
+/// Verifies a store. `progress` counts entries while it runs.
+///
+/// # Errors
+/// [`StoreError`] when the store cannot be walked.
+pub fn run(reader: &Reader, policy: Option<&Policy>, progress: &AtomicU64) -> Result<Report, StoreError> {
+    let found = discover::discover(reader)?;
+    let mut report = Report { logs: Vec::new(), unchecked: found.unchecked, with_policy: policy.is_some() };
+    if found.origins.is_empty() {
+        report.unchecked.push("there is no log in this store".to_owned());
+    }
+    let mut platforms = Vec::new();
+    let mut tenants = Vec::new();
+    for origin in &found.origins {
+        match Kind::of(origin) {
+            Some(kind @ Kind::Platform) => platforms.push((origin.as_str(), kind)),
+            Some(kind @ Kind::Tenant { .. }) => tenants.push((origin.as_str(), kind)),
+            None => {
+                let text = format!("{origin}: this version does not know logs with such an origin");
+                report.unchecked.push(text);
+            }
+        }
+    }
+    for key in policy.map_or(&[][..], Policy::logs) {
+        if !found.origins.iter().any(|origin| origin == key.name()) {
+            let text = format!("{}: the policy lists this log, the store does not have it", key.name());
+            report.unchecked.push(text);
+        }
+    }
+
+    let keys = |origin: &str| policy.map(|policy| policy.keys_for(origin));
+    let platform_jobs =
+        platforms.iter().map(|(origin, kind)| Job { origin, kind: *kind, keys: keys(origin), claims: &[] }).collect();
+    let mut platform_results: Vec<LogResult> = run_all(reader, platform_jobs, progress);
+
+    // What each platform log says about each tenant's log, in order.
+    let mut claims: BTreeMap<String, Vec<Claim>> = BTreeMap::new();
+    for ((origin, _), result) in platforms.iter().zip(&mut platform_results) {
+        let known: BTreeSet<&str> = tenants.iter().map(|(origin, _)| *origin).collect();
+        for claim in std::mem::take(&mut result.claims) {
+            let tenant = claim.checkpoint.origin.clone();
+            if !known.contains(tenant.as_str()) {
+                result.findings.file(
+                    &tenant,
+                    format!(
+                        "the log is missing, but entry {} of {origin} has it at size {}",
+                        claim.index, claim.checkpoint.size
+                    ),
+                );
+            }
+            claims.entry(tenant).or_default().push(claim);
+        }
+    }
+
+    let none = Vec::new();
+    let tenant_jobs = tenants
+        .iter()
+        .map(|(origin, kind)| Job {
+            origin,
+            kind: *kind,
+            keys: keys(origin),
+            claims: claims.get(*origin).unwrap_or(&none),
+        })
+        .collect();
+    let tenant_results: Vec<LogResult> = run_all(reader, tenant_jobs, progress);
+
+    let present: BTreeSet<&str> = platforms.iter().map(|(origin, _)| *origin).collect();
+    let mut by_platform: HashMap<&str, Vec<LogReport>> = HashMap::new();
+    for ((origin, kind), mut result) in tenants.iter().zip(tenant_results) {
+        let Kind::Tenant { platform, tenant } = *kind else {
+            continue;
+        };
+        let coverage = if present.contains(platform) {
+            cover(origin, claims.get(*origin).unwrap_or(&none), &mut result)
+        } else {
+            let text = format!("{platform}, the platform log, is not in this store: it is not known what it covers");
+            result.notes.push(text);
+            None
+        };
+        by_platform.entry(platform).or_default().push(LogReport {
+            origin: (*origin).to_owned(),
+            tenant: Some(tenant.to_owned()),
+            result,
+            coverage,
+        });
+    }
+    for ((origin, _), result) in platforms.iter().zip(platform_results) {
+        report.logs.push(LogReport { origin: (*origin).to_owned(), tenant: None, result, coverage: None });
+        report.logs.extend(by_platform.remove(origin).unwrap_or_default());
+    }
+    let mut alone: Vec<LogReport> = by_platform.into_values().flatten().collect();
+    alone.sort_by(|a, b| a.origin.cmp(&b.origin));
+    report.logs.extend(alone);
+
+    if let Some(policy) = policy {
+        for log in &mut report.logs {
+            if policy.keys_for(&log.origin).is_empty() {
+                let text = "its signatures: the policy lists no key for this log";
+                log.result.unchecked.push(text.to_owned());
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// Compares the published checkpoints of a tenant's log with the platform log's entries about it.
+///
+/// Every published checkpoint up to the latest covered size must be there. Newer ones are only on their way.
+fn cover(origin: &str, claims: &[Claim], result: &mut LogResult) -> Option<Coverage> {
+    let mut previous = 0;
+    for claim in claims {
+        let size = claim.checkpoint.size;
+        if size < previous {
+            let text = format!("entry {} of the platform log has it at size {size}, after {previous}", claim.index);
+            result.findings.file(origin, text);
+        }
+        previous = previous.max(size);
+    }
+    let latest = claims.iter().max_by_key(|claim| claim.checkpoint.size)?;
+    let covered: BTreeSet<u64> = claims.iter().map(|claim| claim.checkpoint.size).collect();
+    let size = latest.checkpoint.size;
+    for published in result.published.iter().filter(|published| **published < size) {
+        // The empty tree says nothing that could be covered.
+        if *published > 0 && !covered.contains(published) {
+            let file = crate::store::checkpoint_path(origin, *published);
+            let text = format!("is not in the platform log, which has size {size} already");
+            result.findings.file(file, text);
+        }
+    }
+    let newer = result.published.iter().filter(|published| **published > size);
+    Some(Coverage { size, index: latest.index, newer: newer.count() as u64 })
+}
+
+/// Runs jobs on as many threads as the machine has, and returns the results in order.
+fn run_all(reader: &Reader, jobs: Vec<Job<'_>>, progress: &AtomicU64) -> Vec<LogResult> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let next = AtomicUsize::new(0);
+    let results: Vec<Mutex<LogResult>> = jobs.iter().map(|_| Mutex::default()).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(jobs.len()) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let (Some(job), Some(slot)) = (jobs.get(at), results.get(at)) else {
+                        return;
+                    };
+                    let result = log::verify(reader, job, progress);
+                    *slot.lock().unwrap_or_else(PoisonError::into_inner) = result;
+                }
+            });
+        }
+    });
+    let result = |slot: Mutex<LogResult>| slot.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.into_iter().map(result).collect()
+}

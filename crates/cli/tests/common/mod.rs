@@ -1,0 +1,319 @@
+//! A database in memory, a disk that fails on demand, and short ways to use them.
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::atomic::AtomicU64;
+
+use agd_cli::key::LogKey;
+use agd_cli::policy::Policy;
+use agd_cli::publish::{Publisher, Round};
+use agd_cli::source::{Anchor, LogHead, Source, SourceError};
+use agd_cli::store::{Files, OsFiles, Reader, Writer};
+use agd_cli::verify::{self, Report};
+use agd_core::{Checkpoint, CompactRange, Entry, EventId, Hash, image_digest, leaf_hash};
+use zeroize::Zeroizing;
+
+pub const PLATFORM: &str = "agd-1/app";
+pub const START: i64 = 1_795_210_265_000_000;
+
+pub fn tenant_origin(tenant: &str) -> String {
+    format!("{PLATFORM}/t/{tenant}")
+}
+
+#[derive(Clone, Default)]
+pub struct FakeLog {
+    pub tenant: Option<String>,
+    pub entries: Vec<Vec<u8>>,
+    pub anchors: BTreeMap<u64, Hash>,
+    pub published: BTreeMap<u64, String>,
+}
+
+impl FakeLog {
+    pub fn root_at(&self, size: u64) -> Hash {
+        let mut range = CompactRange::new();
+        for entry in &self.entries[..size as usize] {
+            range.push(leaf_hash(entry));
+        }
+        range.root()
+    }
+
+    /// Computes every anchor again from the entries: what somebody who rewrites the history would do.
+    pub fn reanchor(&mut self) {
+        let sizes: Vec<u64> = self.anchors.keys().copied().collect();
+        for size in sizes {
+            let root = self.root_at(size);
+            self.anchors.insert(size, root);
+        }
+    }
+}
+
+/// A database whose logs are in memory.
+#[derive(Clone, Default)]
+pub struct FakeDatabase {
+    pub logs: BTreeMap<String, FakeLog>,
+    pub xact: u64,
+    /// Calls of `entries` and `record_publication` that still work; `None`: all.
+    pub entries_left: Option<u64>,
+    pub records_left: Option<u64>,
+    pub entry_calls: u64,
+}
+
+pub fn entry(xact_id: u64, n: u32, tenant: Option<&str>, action: &str, body: Option<&str>) -> Vec<u8> {
+    let at = START + xact_id as i64 * 1_000_003;
+    let digest = |kind, text: &str| Some(image_digest(kind, &[xact_id as u8; 16], text));
+    let image = body.is_none();
+    let entry = Entry {
+        event_id: EventId { xact_id, n },
+        action,
+        at,
+        committed_at: at + 7,
+        tenant,
+        relation: image.then_some("public.orders"),
+        guard_id: image.then_some("0b9d6a52-7a39-4a56-8b0e-0f6f6d3f3c11"),
+        row_key: if image { digest(agd_core::ImageKind::Key, "1") } else { None },
+        old: None,
+        new: if image { digest(agd_core::ImageKind::New, "2") } else { None },
+        body,
+        session_user_name: "app",
+        role_name: "app",
+        principal: Some("writer-1"),
+        fleet_id: None,
+        cause: Some("a cause with \"quotes\" and ü"),
+        binding: "role",
+        application_name: Some("tests"),
+        client_addr: None,
+    };
+    let mut bytes = Vec::new();
+    entry.encode_into(&mut bytes);
+    bytes
+}
+
+impl FakeDatabase {
+    pub fn new() -> Self {
+        let mut database = Self::default();
+        database.logs.insert(PLATFORM.to_owned(), FakeLog::default());
+        database
+    }
+
+    /// Appends `count` events of a tenant (or of none) and anchors what is there.
+    pub fn write(&mut self, tenant: Option<&str>, count: u64) {
+        let origin = tenant.map_or(PLATFORM.to_owned(), tenant_origin);
+        let log = self.logs.entry(origin.clone()).or_default();
+        log.tenant = tenant.map(str::to_owned);
+        for _ in 0..count {
+            self.xact += 1;
+            log.entries.push(entry(self.xact, 1, tenant, "INSERT", None));
+        }
+        self.anchor(&origin);
+    }
+
+    /// Anchors at every multiple of 256 and at the tail; a tenant's new anchors become entries of the platform log.
+    pub fn anchor(&mut self, origin: &str) {
+        let log = self.logs.get_mut(origin).unwrap();
+        let from = log.anchors.last_key_value().map_or(0, |(size, _)| *size);
+        let size = log.entries.len() as u64;
+        let mut range = CompactRange::new();
+        let mut texts = Vec::new();
+        for entry in &log.entries {
+            range.push(leaf_hash(entry));
+            let at = range.size();
+            if at > from && (at.is_multiple_of(256) || at == size) {
+                log.anchors.insert(at, range.root());
+                let origin = origin.to_owned();
+                texts.push(Checkpoint { origin, size: at, root: range.root() }.to_string());
+            }
+        }
+        if origin != PLATFORM {
+            let platform = self.logs.get_mut(PLATFORM).unwrap();
+            for text in texts {
+                self.xact += 1;
+                platform.entries.push(entry(self.xact, 1, None, "CHECKPOINT", Some(&text)));
+            }
+            self.anchor(PLATFORM);
+        }
+    }
+
+    pub fn log(&mut self, origin: &str) -> &mut FakeLog {
+        self.logs.get_mut(origin).unwrap()
+    }
+}
+
+fn spend(left: &mut Option<u64>, what: &'static str) -> Result<(), SourceError> {
+    if let Some(left) = left {
+        if *left == 0 {
+            return Err(SourceError { what, message: "connection lost".to_owned(), hint: None });
+        }
+        *left -= 1;
+    }
+    Ok(())
+}
+
+impl Source for FakeDatabase {
+    fn logs(&mut self) -> Result<Vec<LogHead>, SourceError> {
+        let heads = self.logs.iter().filter_map(|(origin, log)| {
+            Some(LogHead {
+                origin: origin.clone(),
+                tenant: log.tenant.clone(),
+                tree_size: *log.anchors.last_key_value()?.0 as i64,
+            })
+        });
+        Ok(heads.collect())
+    }
+
+    fn anchors(&mut self, origin: &str, from: i64, limit: i64) -> Result<Vec<Anchor>, SourceError> {
+        let log = &self.logs[origin];
+        let anchors = log.anchors.range(from as u64..).take(limit as usize);
+        Ok(anchors
+            .map(|(size, root)| Anchor {
+                tree_size: *size as i64,
+                root_hash: root.to_vec(),
+                checkpoint: Checkpoint { origin: origin.to_owned(), size: *size, root: *root }.to_string(),
+                published_to: log.published.get(size).cloned(),
+            })
+            .collect())
+    }
+
+    fn entries(&mut self, origin: &str, first: i64, last: i64) -> Result<Vec<(i64, Vec<u8>)>, SourceError> {
+        spend(&mut self.entries_left, "read entries")?;
+        self.entry_calls += 1;
+        let entries = &self.logs[origin].entries;
+        let last = (last as usize).min(entries.len());
+        let range = (first as usize).min(last)..last;
+        Ok(range.map(|i| (i as i64, entries[i].clone())).collect())
+    }
+
+    fn record_publication(&mut self, origin: &str, published: &[(i64, Hash)], to: &str) -> Result<(), SourceError> {
+        if published.is_empty() {
+            return Ok(());
+        }
+        spend(&mut self.records_left, "record the publication")?;
+        let log = self.logs.get_mut(origin).unwrap();
+        for (size, root) in published {
+            assert_eq!(log.anchors.get(&(*size as u64)), Some(root), "only what was anchored is recorded");
+            log.published.insert(*size as u64, to.to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// A disk on which only so many operations succeed. The one that fails may have been done by half.
+pub struct FailingFiles {
+    pub left: Rc<Cell<Option<u64>>>,
+    pub done: Rc<Cell<u64>>,
+}
+
+impl FailingFiles {
+    fn step(&self) -> io::Result<()> {
+        self.done.set(self.done.get() + 1);
+        match self.left.get() {
+            Some(0) => Err(io::Error::other("the disk is gone")),
+            Some(left) => {
+                self.left.set(Some(left - 1));
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Files for FailingFiles {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.step()?;
+        OsFiles.create_dir(path)
+    }
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        if let Err(error) = self.step() {
+            let _ = std::fs::write(path, &bytes[..bytes.len() / 2]);
+            return Err(error);
+        }
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::write(path, bytes)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o444))
+    }
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.step()?;
+        OsFiles.link(from, to)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.step()?;
+        OsFiles.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.step()?;
+        OsFiles.remove(path)
+    }
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        self.step()
+    }
+}
+
+/// A disk without the flushes, for tests that write much.
+pub fn fast_files(left: Option<u64>) -> (Box<dyn Files>, Rc<Cell<u64>>) {
+    let done = Rc::new(Cell::new(0));
+    let files = FailingFiles { left: Rc::new(Cell::new(left)), done: Rc::clone(&done) };
+    (Box::new(files), done)
+}
+
+pub fn key() -> LogKey {
+    LogKey::from_seed(PLATFORM, Zeroizing::new([7; 32])).unwrap()
+}
+
+pub fn publisher(root: &Path) -> Publisher {
+    let (files, _) = fast_files(None);
+    Publisher::new(Writer::open(root, files).unwrap(), key(), "file:///worm".to_owned())
+}
+
+/// One round by a fresh publisher, as `--once` does it.
+pub fn publish(root: &Path, database: &mut FakeDatabase) -> Round {
+    publisher(root).round(database, &mut |_| {})
+}
+
+pub fn policy() -> Policy {
+    Policy::parse(format!("log {}\nquorum none\n", key().verifier()).as_bytes()).unwrap()
+}
+
+pub fn verify(root: &Path) -> Report {
+    verify_with(root, Some(&policy()))
+}
+
+pub fn verify_with(root: &Path, policy: Option<&Policy>) -> Report {
+    verify::run(&Reader::open(root).unwrap(), policy, &AtomicU64::new(0)).unwrap()
+}
+
+/// Every file below a folder with its bytes, but the publisher's own.
+pub fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut waiting: Vec<PathBuf> = vec![root.to_owned()];
+    while let Some(folder) = waiting.pop() {
+        for item in std::fs::read_dir(folder).unwrap() {
+            let path = item.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            if name == ".agd_publish" {
+                continue;
+            }
+            if path.is_dir() {
+                waiting.push(path);
+            } else {
+                found.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// Replaces a published file, read-only as it is.
+pub fn overwrite(root: &Path, name: &str, bytes: &[u8]) {
+    let path = root.join(name);
+    let _ = std::fs::remove_file(&path);
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// All findings as text: file, then message.
+pub fn findings(report: &Report) -> Vec<(String, String)> {
+    let all = report.logs.iter().flat_map(|log| log.result.findings.list());
+    all.map(|f| (f.file.clone(), f.message.clone())).collect()
+}

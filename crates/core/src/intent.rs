@@ -1,0 +1,157 @@
+//! What the gate has recorded and not yet seen written: the intents of the present transaction.
+//!
+//! Owns the order of intents per query, relation and operation. Promises: an intent is confirmed at most once, by a row
+//! with the same fingerprint; intents that were passed over are handed out as void; a rolled-back subtransaction takes
+//! its intents with it. Holds 16 bytes a row.
+//!
+//! Why first-in-first-out: PostgreSQL queues AFTER ROW events of one query in the order of the writes, and writes rows in
+//! the order of their BEFORE triggers. So when a row is confirmed, every older intent of its queue was not written.
+
+use std::collections::VecDeque;
+
+/// Which of the three row operations an intent is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// INSERT
+    Insert,
+    /// UPDATE
+    Update,
+    /// DELETE
+    Delete,
+}
+
+/// One recorded row that awaits its write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// Keyed hash of the row's final image.
+    pub fingerprint: u64,
+    /// Where the event lies: block number.
+    pub block: u32,
+    /// Where the event lies: line pointer.
+    pub offset: u16,
+}
+
+/// An event to withdraw: its write did not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Void {
+    /// The event's place.
+    pub block: u32,
+    /// The event's place.
+    pub offset: u16,
+    /// The subtransaction that recorded it.
+    pub subtransaction: u32,
+}
+
+#[derive(Debug)]
+struct Queue {
+    level: u32,
+    relation: u32,
+    operation: Operation,
+    subtransaction: u32,
+    intents: VecDeque<Intent>,
+}
+
+/// The intents of one transaction.
+#[derive(Debug, Default)]
+pub struct Intents {
+    queues: Vec<Queue>,
+    outstanding: usize,
+}
+
+impl Intents {
+    /// Nothing is outstanding.
+    pub fn is_empty(&self) -> bool {
+        self.outstanding == 0
+    }
+
+    /// Remembers a recorded row.
+    pub fn add(&mut self, level: u32, relation: u32, operation: Operation, subtransaction: u32, intent: Intent) {
+        self.outstanding += 1;
+        let found = self.queues.iter_mut().rev().find(|queue| {
+            queue.level == level
+                && queue.relation == relation
+                && queue.operation == operation
+                && queue.subtransaction == subtransaction
+        });
+        match found {
+            Some(queue) => queue.intents.push_back(intent),
+            None => self.queues.push(Queue {
+                level,
+                relation,
+                operation,
+                subtransaction,
+                intents: VecDeque::from([intent]),
+            }),
+        }
+    }
+
+    /// A row was written. True: its record is confirmed; the records passed over are appended to `voids`.
+    /// False: no record has this image.
+    pub fn confirm(
+        &mut self,
+        level: u32,
+        relation: u32,
+        operation: Operation,
+        fingerprint: u64,
+        voids: &mut Vec<Void>,
+    ) -> bool {
+        for queue in self.queues.iter_mut().rev() {
+            if queue.level != level || queue.relation != relation || queue.operation != operation {
+                continue;
+            }
+            if let Some(position) = queue.intents.iter().position(|intent| intent.fingerprint == fingerprint) {
+                let subtransaction = queue.subtransaction;
+                self.outstanding -= position + 1;
+                voids.extend(queue.intents.drain(..position).map(|intent| void(intent, subtransaction)));
+                queue.intents.pop_front();
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A query ended: what it recorded and did not write is void. Also drops the queues of deeper levels.
+    pub fn end_query(&mut self, level: u32, voids: &mut Vec<Void>) {
+        self.queues.retain_mut(|queue| {
+            if queue.level < level {
+                return true;
+            }
+            self.outstanding -= queue.intents.len();
+            let subtransaction = queue.subtransaction;
+            voids.extend(queue.intents.drain(..).map(|intent| void(intent, subtransaction)));
+            false
+        });
+    }
+
+    /// A query ended whose AFTER triggers run with the query above it: its intents go up one level.
+    pub fn hand_up(&mut self, level: u32) {
+        for index in 0..self.queues.len() {
+            if self.queues[index].level != level || self.queues[index].intents.is_empty() {
+                continue;
+            }
+            let moved = std::mem::take(&mut self.queues[index].intents);
+            let (relation, operation, subtransaction) =
+                (self.queues[index].relation, self.queues[index].operation, self.queues[index].subtransaction);
+            self.outstanding -= moved.len();
+            for intent in moved {
+                self.add(level.saturating_sub(1), relation, operation, subtransaction, intent);
+            }
+        }
+        self.queues.retain(|queue| queue.level < level);
+    }
+
+    /// A subtransaction was rolled back: it and everything inside it (a larger number) is gone.
+    pub fn abort_subtransaction(&mut self, subtransaction: u32) {
+        self.queues.retain(|queue| {
+            let keep = queue.subtransaction < subtransaction;
+            if !keep {
+                self.outstanding -= queue.intents.len();
+            }
+            keep
+        });
+    }
+}
+
+fn void(intent: Intent, subtransaction: u32) -> Void {
+    Void { block: intent.block, offset: intent.offset, subtransaction }
+}

@@ -1,0 +1,27 @@
+//! Pure logic of agd, shared by the PostgreSQL extension and the command line.
+//!
+//! Owns the byte formats and the mathematics: what an event's entry looks like, how entries become a Merkle tree, how
+//! trees become tiles, proofs, checkpoints and signed notes. Promises that the same input gives the same bytes on every
+//! machine, that no input makes it panic, and that every file can be read by any client of the published formats
+//! (RFC 6962, RFC 9162, C2SP tlog-tiles, tlog-checkpoint, signed-note). It never does I/O, never reads a clock, never
+//! draws randomness and knows nothing of PostgreSQL. `docs/formats.md` describes every format byte by byte.
+#![forbid(unsafe_code)]
+
+pub mod bundle;
+pub mod checkpoint;
+pub mod entry;
+pub mod intent;
+pub mod merkle;
+pub mod name;
+pub mod note;
+pub mod proof;
+pub mod tile;
+
+pub use bundle::BundleError;
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use entry::{Entry, EntryError, EventId, ImageKind, OwnedEntry, image_digest};
+pub use merkle::{CompactRange, HASH_SIZE, Hash, MerkleError, empty_root, leaf_hash, node_hash};
+pub use name::NameError;
+pub use note::{NoteError, NoteSignature, SignedNote, SigningKey, VerifierKey};
+pub use proof::{HashReader, ProofError};
+pub use tile::{FullTile, TILE_WIDTH, TileCoord, TiledTree};

@@ -1,0 +1,118 @@
+-- The log: per-tenant logs under the platform's, their tiles and checkpoints. Written by the worker alone.
+
+CREATE TABLE agd.log (
+  log_id     int  PRIMARY KEY,
+  origin     text COLLATE "C" NOT NULL UNIQUE,
+  tenant     text COLLATE "C" UNIQUE REFERENCES agd.tenant (tenant),   -- NULL: the platform log
+  size       bigint NOT NULL DEFAULT 0 CHECK (size >= 0),
+  open_tiles bytea NOT NULL DEFAULT '',       -- the partial tiles, level 0 first; their widths follow from the size
+  open_keys  bytea NOT NULL DEFAULT '',       -- event keys of the open level-0 tile, 12 bytes each
+  open_first_stamp timestamptz,               -- smallest and largest commit stamp of the open level-0 tile's events
+  open_last_stamp  timestamptz,
+  open_since timestamptz                      -- since when leaves wait for a checkpoint; NULL: none do
+);
+CREATE UNIQUE INDEX log_platform ON agd.log ((true)) WHERE tenant IS NULL;
+COMMENT ON TABLE agd.log IS 'one transparency log per tenant, and the platform''s';
+
+CREATE TABLE agd.tile (
+  log_id     int      NOT NULL REFERENCES agd.log (log_id),
+  level      smallint NOT NULL,
+  tile_index bigint   NOT NULL,
+  hashes     bytea    NOT NULL CHECK (pg_catalog.octet_length(hashes) = 8192),
+  event_keys bytea    CHECK ((level = 0) = (event_keys IS NOT NULL) AND pg_catalog.octet_length(event_keys) = 3072),
+  first_stamp timestamptz,   -- smallest and largest commit stamp of a level-0 tile's events
+  last_stamp  timestamptz,
+  PRIMARY KEY (log_id, level, tile_index)
+);
+ALTER TABLE agd.tile ALTER COLUMN hashes SET STORAGE EXTERNAL;   -- hashes do not compress
+CREATE INDEX tile_stamp ON agd.tile (log_id, last_stamp, first_stamp) WHERE level = 0;
+COMMENT ON TABLE agd.tile IS 'full tiles: 256 hashes, and on level 0 the keys of the events they cover';
+
+CREATE TABLE agd.checkpoint (
+  log_id      int    NOT NULL REFERENCES agd.log (log_id),
+  tree_size   bigint NOT NULL CHECK (tree_size > 0),
+  root_hash   bytea  NOT NULL CHECK (pg_catalog.octet_length(root_hash) = 32),
+  guard_state bytea  NOT NULL,
+  anchored_at timestamptz NOT NULL,
+  PRIMARY KEY (log_id, tree_size)
+);
+COMMENT ON TABLE agd.checkpoint IS 'anchors: the root at every multiple of 256, and of the tail by age';
+
+CREATE TABLE agd.publication (
+  log_id       int    NOT NULL,
+  tree_size    bigint NOT NULL,
+  published_to text   NOT NULL,
+  published_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  PRIMARY KEY (log_id, tree_size, published_to),
+  FOREIGN KEY (log_id, tree_size) REFERENCES agd.checkpoint (log_id, tree_size)
+);
+COMMENT ON TABLE agd.publication IS 'receipts: which checkpoint was carried where';
+
+CREATE TABLE agd.verified (
+  log_id      int    PRIMARY KEY REFERENCES agd.log (log_id),
+  tree_size   bigint NOT NULL,
+  nodes       bytea  NOT NULL,      -- the compact range up to there
+  verified_at timestamptz NOT NULL
+);
+COMMENT ON TABLE agd.verified IS 'how far agd.verify() got; the next one goes on from there';
+
+-- What the sequencer has integrated: everything visible to this snapshot. One row.
+CREATE TABLE agd.sequencer (
+  only_row          boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+  integrated        pg_snapshot NOT NULL,
+  last_stamp        timestamptz NOT NULL,   -- the largest stamp integrated
+  guard_state       bytea,
+  system_identifier text NOT NULL
+);
+COMMENT ON TABLE agd.sequencer IS 'the snapshot up to which events are integrated';
+
+-- The record's own tables and the log's are written by the library; SQL needs agd's permission, which only the worker
+-- and agd's own functions have.
+DO $$
+DECLARE
+  protected regclass;
+BEGIN
+  FOREACH protected IN ARRAY ARRAY['agd.log', 'agd.tile', 'agd.checkpoint', 'agd.sequencer']::regclass[] LOOP
+    EXECUTE pg_catalog.format(
+      'CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s
+         FOR EACH STATEMENT EXECUTE FUNCTION agd.refuse_write(''worker'')', protected);
+    EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER refuse_write', protected);
+  END LOOP;
+END
+$$;
+
+CREATE FUNCTION agd.prepare_log() RETURNS void
+  LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'prepare_log_wrapper';
+COMMENT ON FUNCTION agd.prepare_log() IS 'creates the platform log; part of the installation';
+SELECT agd.prepare_log();
+
+CREATE FUNCTION agd.anchor() RETURNS TABLE (origin text, tree_size bigint, root_hash bytea)
+  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS 'MODULE_PATHNAME', 'anchor_wrapper';
+COMMENT ON FUNCTION agd.anchor() IS
+  'integrates every committed event now and anchors all logs, tails included; returns the anchors this wrote';
+
+CREATE FUNCTION agd.entries(origin text, first_index bigint, last_index bigint)
+  RETURNS TABLE (leaf_index bigint, entry bytea)
+  LANGUAGE c STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS 'MODULE_PATHNAME', 'entries_wrapper';
+COMMENT ON FUNCTION agd.entries(text, bigint, bigint) IS
+  'the canonical bytes of a log''s leaves, first_index included, last_index not; docs/formats.md describes them';
+
+CREATE FUNCTION agd.record_publication(origin text, tree_size bigint, root_hash bytea, published_to text) RETURNS void
+  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS 'MODULE_PATHNAME', 'record_publication_wrapper';
+COMMENT ON FUNCTION agd.record_publication(text, bigint, bytea, text) IS 'agd publish reports where a checkpoint now lies';
+
+CREATE FUNCTION agd.leaf_index(event_id text, tenant text, committed_at timestamptz) RETURNS bigint
+  LANGUAGE c STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS 'MODULE_PATHNAME', 'leaf_index_wrapper';
+COMMENT ON FUNCTION agd.leaf_index(text, text, timestamptz) IS
+  'where an event stands in its log; NULL until it is integrated';
+
+CREATE FUNCTION agd.verify(origin text DEFAULT NULL, full_scan boolean DEFAULT false)
+  RETURNS TABLE (origin text, check_name text, ok boolean, entries bigint, detail text)
+  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS 'MODULE_PATHNAME', 'verify_wrapper';
+COMMENT ON FUNCTION agd.verify(text, boolean) IS
+  'recomputes leaves, tiles, roots and anchors, log by log, and names the first bad event';

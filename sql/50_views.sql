@@ -1,0 +1,95 @@
+-- What people read.
+
+-- Who asks is the role that authenticated, or that SET ROLE chose; a SECURITY DEFINER function around does not count.
+CREATE FUNCTION agd.may_read(tenant text) RETURNS boolean
+  LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'may_read_wrapper';
+COMMENT ON FUNCTION agd.may_read(text) IS
+  'may this session see events of this tenant: platform and auditor every header, a tenant its own';
+
+CREATE FUNCTION agd.may_read_payload(tenant text) RETURNS boolean
+  LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'may_read_payload_wrapper';
+COMMENT ON FUNCTION agd.may_read_payload(text) IS
+  'may this session read row images of this tenant: the tenant itself, and superusers';
+
+CREATE VIEW agd.events WITH (security_barrier) AS
+  SELECT e.xact_id::text || '-' || e.n AS event_id,
+         e.at,
+         t.stamp AS committed_at,
+         e.tenant,
+         e.action,
+         e.relation,
+         CASE WHEN agd.may_read_payload(e.tenant) THEN e.row_key::jsonb END AS row_key,
+         CASE WHEN agd.may_read_payload(e.tenant) THEN e.old::jsonb END AS old,
+         CASE WHEN agd.may_read_payload(e.tenant) THEN e.new::jsonb END AS new,
+         e.body,
+         t.session_user_name,
+         t.role_name,
+         t.principal,
+         t.fleet_id,
+         t.cause,
+         t.binding,
+         t.application_name,
+         t.client_addr,
+         e.guard_id,
+         agd.leaf_index(e.xact_id::text || '-' || e.n, e.tenant, t.stamp) AS leaf_index
+    FROM agd.event e
+         LEFT JOIN agd.transaction t ON t.xact_id = e.xact_id   -- none yet for this transaction's own events
+   WHERE agd.may_read(e.tenant);
+COMMENT ON VIEW agd.events IS
+  'every event: what, who, why, when; a tenant sees its own, platform and auditor see headers without payloads';
+
+CREATE FUNCTION agd.history(relation regclass, row_key jsonb) RETURNS SETOF agd.events
+  LANGUAGE sql STABLE
+BEGIN ATOMIC
+  SELECT ev.*
+    FROM agd.events ev
+   WHERE ev.guard_id = agd.guard_id(history.relation)
+     AND (ev.row_key @> history.row_key OR ev.new @> history.row_key)
+   ORDER BY ev.committed_at NULLS LAST, pg_catalog.split_part(ev.event_id, '-', 2)::int;
+END;
+COMMENT ON FUNCTION agd.history(regclass, jsonb) IS 'all that was recorded of one row, oldest first';
+
+CREATE FUNCTION agd.is_publisher() RETURNS boolean
+  LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'is_publisher_wrapper';
+COMMENT ON FUNCTION agd.is_publisher() IS 'is this session a member of agd_publisher';
+
+CREATE VIEW agd.anchors AS
+  SELECT l.origin,
+         l.tenant,
+         c.tree_size,
+         c.root_hash,
+         l.origin || E'\n' || c.tree_size || E'\n' || pg_catalog.encode(c.root_hash, 'base64') || E'\n' AS checkpoint,
+         c.guard_state,
+         c.anchored_at,
+         p.published_at,
+         p.published_to,
+         NULL::timestamptz AS timestamped_at
+    FROM agd.checkpoint c
+         JOIN agd.log l USING (log_id)
+         LEFT JOIN LATERAL (
+           SELECT pg_catalog.min(q.published_at) AS published_at,
+                  pg_catalog.string_agg(q.published_to, ', ' ORDER BY q.published_at) AS published_to
+             FROM agd.publication q
+            WHERE q.log_id = c.log_id AND q.tree_size = c.tree_size) p ON true
+   WHERE agd.may_read(l.tenant) OR agd.is_publisher();
+COMMENT ON VIEW agd.anchors IS 'every anchor: a log''s root at a size, and where it was published';
+
+CREATE FUNCTION agd.worker_status()
+  RETURNS TABLE (recorded bigint, voided bigint, integrated bigint, waiting bigint, worker_pid int, failures bigint, last_failure text)
+  LANGUAGE c VOLATILE
+  AS 'MODULE_PATHNAME', 'worker_status_wrapper';
+COMMENT ON FUNCTION agd.worker_status() IS 'counters of this database since the server started; agd.stat shows them';
+
+CREATE VIEW agd.stat AS
+  SELECT s.recorded AS events_recorded,
+         s.voided   AS events_voided,
+         s.integrated AS events_integrated,
+         s.waiting  AS events_waiting,
+         (SELECT pg_catalog.count(*) FROM agd.checkpoint) AS anchors,
+         (SELECT pg_catalog.clock_timestamp() - pg_catalog.min(l.open_since) FROM agd.log l) AS oldest_unanchored_age,
+         CASE WHEN s.worker_pid IS NULL THEN 'stopped' ELSE 'running' END AS worker,
+         s.worker_pid,
+         s.failures AS worker_failures,
+         s.last_failure AS worker_last_failure
+    FROM agd.worker_status() s;
+COMMENT ON VIEW agd.stat IS 'how agd is doing in this database; counters run since the server started';

@@ -1,0 +1,32 @@
+-- Who may do what. Last of all files: it revokes from everything the others made.
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA agd FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA agd FROM PUBLIC;
+
+-- The name agd must resolve for whoever has something to call; what is inside is granted one by one.
+GRANT USAGE ON SCHEMA agd TO PUBLIC;
+
+-- Open to all: policies call current_tenant() as whoever reads the table, and every writer may say why it writes.
+GRANT EXECUTE ON FUNCTION agd.current_tenant(), agd.current_principal(), agd.set_cause(text) TO PUBLIC;
+
+-- The views check who asks (agd.may_read); these functions are what they call as the asking user.
+GRANT EXECUTE ON FUNCTION agd.may_read(text), agd.may_read_payload(text), agd.is_publisher(),
+  agd.leaf_index(text, text, timestamptz), agd.guard_id(regclass) TO agd_platform, agd_auditor, agd_publisher, agd_tenant;
+GRANT SELECT ON agd.events, agd.anchors TO agd_platform, agd_auditor, agd_tenant;
+GRANT EXECUTE ON FUNCTION agd.history(regclass, jsonb) TO agd_platform, agd_auditor, agd_tenant;
+
+-- Operates: guards, tenants, anchors. No payloads.
+GRANT EXECUTE ON FUNCTION
+  agd.guard(regclass, name, name[], boolean, text, boolean), agd.unguard(regclass, text),
+  agd.create_tenant(text, text), agd.map_role(name, text, text) TO agd_platform;
+GRANT SELECT ON agd.tenant, agd.role_map, agd.guarded_table TO agd_platform, agd_auditor;
+GRANT EXECUTE ON FUNCTION agd.coverage(), agd.guard_state(), agd.anchor(), agd.worker_status(),
+  agd.verify(text, boolean) TO agd_platform, agd_auditor;
+GRANT SELECT ON agd.stat TO agd_platform, agd_auditor;
+-- verify_table() names rows by their key and columns by their name; values it shows to superusers only.
+GRANT EXECUTE ON FUNCTION agd.verify_table(regclass) TO agd_platform, agd_auditor;
+
+-- Publishes: anchors, entries (which hold digests, no payloads), receipts.
+GRANT SELECT ON agd.anchors TO agd_publisher;
+GRANT EXECUTE ON FUNCTION agd.entries(text, bigint, bigint),
+  agd.record_publication(text, bigint, bytea, text), agd.anchor() TO agd_publisher;

@@ -1,0 +1,316 @@
+//! Where agd's own tables are, and how the backend reads them without SQL.
+//!
+//! Owns the cached oids of agd's relations and a small index-scan helper. Promises that a stale oid is never used: the
+//! cache empties on every relation-cache invalidation that touches it. Reads here bypass privileges on purpose: they
+//! serve the gate, not the user.
+#![allow(unsafe_code)] // relation and scan descriptors are raw backend structures
+
+use crate::error::{Error, Result};
+use pgrx::{pg_guard, pg_sys};
+use std::cell::Cell;
+use std::ffi::CStr;
+
+/// The oids of agd's relations.
+#[derive(Clone, Copy, Debug)]
+pub struct Catalog {
+    /// agd.event
+    pub event: pg_sys::Oid,
+    /// agd.event_pkey on (xact_id, n)
+    pub event_pkey: pg_sys::Oid,
+    /// agd.transaction
+    pub transaction: pg_sys::Oid,
+    /// agd.transaction_pkey on (xact_id)
+    pub transaction_pkey: pg_sys::Oid,
+    /// agd.guarded_table
+    pub guarded_table: pg_sys::Oid,
+    /// agd.guarded_table_pkey on (guard_id)
+    pub guarded_table_pkey: pg_sys::Oid,
+    /// agd.tenant
+    pub tenant: pg_sys::Oid,
+    /// agd.tenant_pkey on (tenant)
+    pub tenant_pkey: pg_sys::Oid,
+    /// agd.role_map
+    pub role_map: pg_sys::Oid,
+    /// agd.role_map_pkey on (role)
+    pub role_map_pkey: pg_sys::Oid,
+    /// agd.sequencer
+    pub sequencer: pg_sys::Oid,
+}
+
+impl Catalog {
+    fn all(&self) -> [pg_sys::Oid; 11] {
+        [
+            self.event,
+            self.event_pkey,
+            self.transaction,
+            self.transaction_pkey,
+            self.guarded_table,
+            self.guarded_table_pkey,
+            self.tenant,
+            self.tenant_pkey,
+            self.role_map,
+            self.role_map_pkey,
+            self.sequencer,
+        ]
+    }
+}
+
+thread_local! {
+    static CATALOG: Cell<Option<Catalog>> = const { Cell::new(None) };
+}
+
+/// Registers the invalidation callback. Called once from `_PG_init`; backends inherit it through fork.
+pub fn init() {
+    // SAFETY: a static function and no argument.
+    unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(relation_changed), pg_sys::Datum::from(0)) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
+    let everything = relation == pg_sys::InvalidOid;
+    if let Some(catalog) = CATALOG.get()
+        && (everything || catalog.all().contains(&relation))
+    {
+        CATALOG.set(None);
+        crate::tenant::forget_cached();
+    }
+    crate::guard::relation::forget(relation);
+}
+
+/// The oids, looked up once and kept until something changes. 55000 when the extension is not in this database.
+pub fn catalog() -> Result<Catalog> {
+    if let Some(catalog) = CATALOG.get() {
+        return Ok(catalog);
+    }
+    // SAFETY: plain catalog look-ups inside a transaction.
+    let schema = unsafe { pg_sys::get_namespace_oid(c"agd".as_ptr(), true) };
+    let find = |name: &CStr| -> Result<pg_sys::Oid> {
+        // SAFETY: as above; an unknown name gives InvalidOid.
+        let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) };
+        if schema == pg_sys::InvalidOid || oid == pg_sys::InvalidOid {
+            return Err(Error::WrongState {
+                message: "the extension agd is not installed in this database".into(),
+                hint: "Run CREATE EXTENSION agd.".into(),
+            });
+        }
+        Ok(oid)
+    };
+    let found = Catalog {
+        event: find(c"event")?,
+        event_pkey: find(c"event_pkey")?,
+        transaction: find(c"transaction")?,
+        transaction_pkey: find(c"transaction_pkey")?,
+        guarded_table: find(c"guarded_table")?,
+        guarded_table_pkey: find(c"guarded_table_pkey")?,
+        tenant: find(c"tenant")?,
+        tenant_pkey: find(c"tenant_pkey")?,
+        role_map: find(c"role_map")?,
+        role_map_pkey: find(c"role_map_pkey")?,
+        sequencer: find(c"sequencer")?,
+    };
+    CATALOG.set(Some(found));
+    Ok(found)
+}
+
+/// An open relation; closed on drop, its lock kept until the transaction ends.
+pub struct Relation(pub pg_sys::Relation);
+
+impl Relation {
+    /// Opens a table under the given lock.
+    pub fn open(oid: pg_sys::Oid, lock: u32) -> Self {
+        // SAFETY: table_open raises for a relation that is gone.
+        Relation(unsafe { pg_sys::table_open(oid, lock as pg_sys::LOCKMODE) })
+    }
+
+    /// Its row type.
+    pub fn descriptor(&self) -> pg_sys::TupleDesc {
+        // SAFETY: an open relation has a descriptor.
+        unsafe { (*self.0).rd_att }
+    }
+}
+
+impl Drop for Relation {
+    fn drop(&mut self) {
+        // On a PostgreSQL error the resource owner closes the relation: unwinding leaves it alone.
+        if !std::thread::panicking() {
+            // SAFETY: opened by open(), closed once.
+            unsafe { pg_sys::table_close(self.0, pg_sys::NoLock as pg_sys::LOCKMODE) };
+        }
+    }
+}
+
+/// A key of an index scan: attribute number (from 1), equality or range strategy, the comparing function, the value.
+pub fn scan_key(attribute: i16, strategy: u32, function: u32, value: pg_sys::Datum) -> pg_sys::ScanKeyData {
+    let mut key = pg_sys::ScanKeyData::default();
+    // SAFETY: fills the key in place; `function` is a built-in comparison.
+    unsafe {
+        pg_sys::ScanKeyInit(&mut key, attribute, strategy as pg_sys::StrategyNumber, pg_sys::Oid::from(function), value)
+    };
+    key
+}
+
+/// Calls `row` with every tuple that matches, through an index when one is given, else by a full scan.
+/// `snapshot` null: the latest committed state.
+pub fn scan(
+    relation: &Relation,
+    index: Option<pg_sys::Oid>,
+    snapshot: pg_sys::Snapshot,
+    keys: &mut [pg_sys::ScanKeyData],
+    mut row: impl FnMut(pg_sys::HeapTuple) -> Result<()>,
+) -> Result<()> {
+    // SAFETY: the scan lives inside this function; tuples are only lent to `row`.
+    unsafe {
+        let scan = pg_sys::systable_beginscan(
+            relation.0,
+            index.unwrap_or(pg_sys::InvalidOid),
+            index.is_some(),
+            snapshot,
+            keys.len() as i32,
+            keys.as_mut_ptr(),
+        );
+        let mut outcome = Ok(());
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            outcome = row(tuple);
+            if outcome.is_err() {
+                break;
+            }
+        }
+        pg_sys::systable_endscan(scan);
+        outcome
+    }
+}
+
+/// Like [`scan`], in the index's order.
+pub fn scan_ordered(
+    relation: &Relation,
+    index: pg_sys::Oid,
+    snapshot: pg_sys::Snapshot,
+    keys: &mut [pg_sys::ScanKeyData],
+    mut row: impl FnMut(pg_sys::HeapTuple) -> Result<()>,
+) -> Result<()> {
+    // SAFETY: index and scan live inside this function; tuples are only lent to `row`.
+    unsafe {
+        let index = pg_sys::index_open(index, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+        let scan =
+            pg_sys::systable_beginscan_ordered(relation.0, index, snapshot, keys.len() as i32, keys.as_mut_ptr());
+        let mut outcome = Ok(());
+        loop {
+            let tuple = pg_sys::systable_getnext_ordered(scan, pg_sys::ScanDirection::ForwardScanDirection);
+            if tuple.is_null() {
+                break;
+            }
+            outcome = row(tuple);
+            if outcome.is_err() {
+                break;
+            }
+        }
+        pg_sys::systable_endscan_ordered(scan);
+        pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
+        outcome
+    }
+}
+
+/// A memory context for one row or one transaction at a time.
+pub struct Scratch(pg_sys::MemoryContext);
+
+impl Scratch {
+    /// A child of the current memory context.
+    pub fn new() -> Self {
+        // SAFETY: creates a context; it goes with its parent at the latest.
+        Scratch(unsafe {
+            pg_sys::AllocSetContextCreateExtended(
+                pg_sys::CurrentMemoryContext,
+                c"agd scratch".as_ptr(),
+                pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+            )
+        })
+    }
+
+    /// Runs `body` with this context current, then frees all that it allocated.
+    pub fn with<T>(&self, body: impl FnOnce() -> T) -> T {
+        // SAFETY: the context is alive; nothing allocated in it leaves `body` (results are Rust values). On an error
+        // PostgreSQL itself switches back and frees.
+        unsafe {
+            let outer = pg_sys::MemoryContextSwitchTo(self.0);
+            let result = body();
+            pg_sys::MemoryContextSwitchTo(outer);
+            pg_sys::MemoryContextReset(self.0);
+            result
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: created by new(), not current any more.
+            unsafe { pg_sys::MemoryContextDelete(self.0) };
+        }
+    }
+}
+
+/// Reusable arrays for taking a tuple apart.
+#[derive(Default)]
+pub struct Columns {
+    values: Vec<pg_sys::Datum>,
+    nulls: Vec<bool>,
+}
+
+impl Columns {
+    /// Takes a tuple apart. Attributes that were added after the row was stored have their default.
+    pub fn deform(&mut self, tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc) {
+        // SAFETY: both arrays have one slot per attribute of the descriptor.
+        unsafe {
+            let count = (*descriptor).natts as usize;
+            self.values.resize(count, pg_sys::Datum::from(0));
+            self.nulls.resize(count, true);
+            pg_sys::heap_deform_tuple(tuple, descriptor, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
+        }
+    }
+
+    /// The value at an index from 0; None: SQL NULL.
+    pub fn get(&self, index: usize) -> Option<pg_sys::Datum> {
+        (!self.nulls[index]).then(|| self.values[index])
+    }
+}
+
+/// Bytes of a varlena value (text, json, bytea), detoasted if need be. Valid while the tuple is, and until the memory
+/// context is reset.
+///
+/// # Safety
+/// `value` must be a varlena datum.
+pub unsafe fn varlena<'a>(value: pg_sys::Datum) -> &'a [u8] {
+    // SAFETY: the caller vouches for the type; pg_detoast_datum_packed returns a plain or short varlena.
+    unsafe {
+        let packed = pg_sys::pg_detoast_datum_packed(value.cast_mut_ptr());
+        let length = pgrx::varsize_any_exhdr(packed);
+        std::slice::from_raw_parts(pgrx::vardata_any(packed).cast::<u8>(), length)
+    }
+}
+
+/// A varlena value that is text.
+///
+/// # Safety
+/// `value` must be a text-like datum of a UTF-8 database.
+pub unsafe fn text<'a>(value: pg_sys::Datum) -> Result<&'a str> {
+    // SAFETY: passed on to the caller.
+    std::str::from_utf8(unsafe { varlena(value) }).map_err(|_| Error::Internal("agd: a text value is not UTF-8".into()))
+}
+
+/// Copies bytes into a varlena that lives in the current memory context.
+pub fn to_varlena(bytes: &[u8]) -> pg_sys::Datum {
+    // SAFETY: palloc gives room for the header and the bytes; sizes over 1 GB are refused by palloc itself.
+    unsafe {
+        let size = bytes.len() + pg_sys::VARHDRSZ;
+        let varlena = pg_sys::palloc(size).cast::<pg_sys::varlena>();
+        pgrx::set_varsize_4b(varlena, size as i32);
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), varlena.cast::<u8>().add(pg_sys::VARHDRSZ), bytes.len());
+        pg_sys::Datum::from(varlena)
+    }
+}

@@ -1,0 +1,10 @@
+//! The guard: no record, no write.
+//!
+//! [`define`] puts a table behind the gate and takes it out; [`trigger`] is the gate; [`relation`] is what the gate knows
+//! of a table; [`image`] writes rows down, [`present`] those that are there now; `agd_core::intent` pairs each record with its write.
+
+pub mod define;
+pub mod image;
+pub mod present;
+pub mod relation;
+pub mod trigger;

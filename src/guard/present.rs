@@ -1,0 +1,63 @@
+//! Rows that are there now, as the gate would record them: what `agd.verify_table()` compares with the record.
+#![allow(unsafe_code)] // takes a composite value apart
+
+use crate::catalog::{Columns, Relation};
+use crate::error::{self, Error, Result};
+use crate::guard::image::RowFormat;
+use crate::guard::relation::row_format;
+use pgrx::pg_sys;
+use std::cell::RefCell;
+
+/// Declares `name(record) RETURNS json`.
+macro_rules! row_function {
+    ($name:ident, $info:ident, $part:ident) => {
+        #[doc = concat!("Declares `", stringify!($name), "` to the function manager.")]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $info() -> &'static pg_sys::Pg_finfo_record {
+            const INFO: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+            &INFO
+        }
+
+        /// Called by PostgreSQL with a row of a table; STRICT.
+        ///
+        /// # Safety
+        /// Only the function manager calls this.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C-unwind" fn $name(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+            // SAFETY: declared with one argument of type record, STRICT; this frame has nothing to drop.
+            unsafe { error::entry(|| with_row((*call).args.as_slice(1)[0].value, RowFormat::$part)) }
+        }
+    };
+}
+
+row_function!(agd_row_image, pg_finfo_agd_row_image, image);
+row_function!(agd_row_key, pg_finfo_agd_row_key, key);
+
+/// # Safety
+/// `row` is a composite datum.
+unsafe fn with_row(row: pg_sys::Datum, part: impl Fn(&RowFormat, &Columns) -> pg_sys::Datum) -> Result<pg_sys::Datum> {
+    thread_local! {
+        static COLUMNS: RefCell<Columns> = RefCell::new(Columns::default());
+    }
+    // SAFETY: a composite datum is a varlena with a tuple header, which carries its row type.
+    unsafe {
+        let header = pg_sys::pg_detoast_datum(row.cast_mut_ptr()).cast::<pg_sys::HeapTupleHeaderData>();
+        let row_type = (*header).t_choice.t_datum.datum_typeid;
+        let oid = pg_sys::get_typ_typrelid(row_type);
+        if oid == pg_sys::InvalidOid {
+            return Err(Error::BadArgument {
+                message: "the row is of no table".into(),
+                hint: "SELECT agd.row_image(t) FROM the_table t.".into(),
+            });
+        }
+        let relation = Relation::open(oid, pg_sys::AccessShareLock);
+        let format = row_format(relation.0)?;
+        let mut tuple =
+            pg_sys::HeapTupleData { t_len: pgrx::varsize(header.cast()) as u32, t_data: header, ..Default::default() };
+        let mut columns = COLUMNS.take();
+        columns.deform(&mut tuple, relation.descriptor());
+        let json = part(&format, &columns);
+        COLUMNS.set(columns);
+        Ok(json)
+    }
+}

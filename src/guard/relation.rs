@@ -1,0 +1,175 @@
+//! What the gate knows of one guarded table: its guard's definition and its prepared row format.
+//!
+//! Owns the per-backend cache of both. Promises that a definition is read afresh after anything about the table, its
+//! root, or agd's own tables changed. Never caches what a rolled-back transaction did: that too invalidates.
+#![allow(unsafe_code)] // relation descriptors and cache callbacks
+
+use crate::catalog::{Columns, Relation, catalog, scan, scan_key, text};
+use crate::error::{Error, Result};
+use crate::guard::image::RowFormat;
+use pgrx::{pg_guard, pg_sys};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::rc::Rc;
+
+/// One guarded table, or one partition of one.
+pub struct Guarded {
+    /// The guard's own id: stable across renames, dumps and restores.
+    pub guard_id: [u8; 16],
+    /// The guarded (root) table.
+    pub root: pg_sys::Oid,
+    /// Its schema-qualified name, quoted where SQL needs it.
+    pub name: String,
+    /// The column that names a row's tenant; None: events go to the platform log.
+    pub tenant_column: Option<String>,
+    /// Writes need a cause.
+    pub require_cause: bool,
+    /// TRUNCATE is recorded instead of refused.
+    pub record_truncate: bool,
+    /// How this relation's rows are written.
+    pub format: Rc<RowFormat>,
+}
+
+thread_local! {
+    static CACHE: RefCell<HashMap<u32, Rc<Guarded>>> = RefCell::new(HashMap::new());
+    static FORMATS: RefCell<HashMap<u32, Rc<RowFormat>>> = RefCell::new(HashMap::new());
+}
+
+/// Registers the invalidation of names. Called once from `_PG_init`.
+pub fn init() {
+    // SAFETY: a static function and no argument.
+    unsafe {
+        pg_sys::CacheRegisterSyscacheCallback(
+            pg_sys::SysCacheIdentifier::NAMESPACEOID as i32,
+            Some(schema_changed),
+            pg_sys::Datum::from(0),
+        );
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn schema_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
+    CACHE.with_borrow_mut(HashMap::clear);
+}
+
+/// How a relation's rows are written, whether it is guarded or not. 55000 when it has no primary key.
+pub fn row_format(relation: pg_sys::Relation) -> Result<Rc<RowFormat>> {
+    // SAFETY: an open relation has an oid and a descriptor.
+    let (oid, descriptor) = unsafe { ((*relation).rd_id.to_u32(), (*relation).rd_att) };
+    if let Some(found) = FORMATS.with_borrow(|formats| formats.get(&oid).cloned()) {
+        return Ok(found);
+    }
+    let format = Rc::new(RowFormat::new(descriptor, &primary_key(relation)?));
+    FORMATS.with_borrow_mut(|formats| formats.insert(oid, Rc::clone(&format)));
+    Ok(format)
+}
+
+/// Forgets a relation and everything that hangs on it; InvalidOid: all.
+pub fn forget(relation: pg_sys::Oid) {
+    FORMATS.with_borrow_mut(|formats| {
+        if relation == pg_sys::InvalidOid {
+            formats.clear();
+        } else {
+            formats.remove(&relation.to_u32());
+        }
+    });
+    CACHE.with_borrow_mut(|cache| {
+        if relation == pg_sys::InvalidOid {
+            cache.clear();
+        } else if !cache.is_empty() {
+            cache.retain(|oid, guarded| *oid != relation.to_u32() && guarded.root != relation);
+        }
+    });
+}
+
+/// The guard of a relation whose trigger fires with the given guard id.
+pub fn guarded(relation: pg_sys::Relation, guard_id: &CStr) -> Result<Rc<Guarded>> {
+    // SAFETY: an open relation.
+    let oid = unsafe { (*relation).rd_id };
+    if let Some(found) = CACHE.with_borrow(|cache| cache.get(&oid.to_u32()).cloned()) {
+        return Ok(found);
+    }
+    let loaded = Rc::new(load(relation, guard_id)?);
+    CACHE.with_borrow_mut(|cache| cache.insert(oid.to_u32(), Rc::clone(&loaded)));
+    Ok(loaded)
+}
+
+fn load(relation: pg_sys::Relation, guard_id: &CStr) -> Result<Guarded> {
+    let guard_id =
+        parse_uuid(guard_id).ok_or_else(|| Error::Internal("agd: a guard's trigger has no guard id".into()))?;
+    let catalog = catalog()?;
+    let table = Relation::open(catalog.guarded_table, pg_sys::AccessShareLock);
+    let mut keys =
+        [scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_UUID_EQ, pg_sys::Datum::from(guard_id.as_ptr()))];
+    let mut columns = Columns::default();
+    let mut found = None;
+    scan(&table, Some(catalog.guarded_table_pkey), std::ptr::null_mut(), &mut keys, |tuple| {
+        columns.deform(tuple, table.descriptor());
+        // SAFETY: the column types of agd.guarded_table (sql/30_guard.sql).
+        unsafe {
+            let root = columns.get(1).map_or(pg_sys::InvalidOid, |value| pg_sys::Oid::from(value.value() as u32));
+            let tenant_column = columns.get(2).map(|value| text(value).map(str::to_owned)).transpose()?;
+            let require_cause = columns.get(3).is_some_and(|value| value.value() & 0xff != 0);
+            let on_truncate = columns.get(4).map(|value| text(value).map(str::to_owned)).transpose()?;
+            found = Some((root, tenant_column, require_cause, on_truncate.as_deref() == Some("record")));
+        }
+        Ok(())
+    })?;
+    // SAFETY: an open relation has rd_rel.
+    let (oid, is_partition) = unsafe { ((*relation).rd_id, (*(*relation).rd_rel).relispartition) };
+    let Some((root, tenant_column, require_cause, record_truncate)) =
+        found.filter(|(root, ..)| *root == oid || is_partition)
+    else {
+        return Err(Error::WrongState {
+            message: "a guard's trigger stands on a table that is not registered as guarded".into(),
+            hint: "Drop the triggers whose names begin with \"~agd\" and call agd.guard() for this table.".into(),
+        });
+    };
+    let format = row_format(relation)?;
+    Ok(Guarded { guard_id, root, name: qualified_name(root), tenant_column, require_cause, record_truncate, format })
+}
+
+/// The primary key's attribute numbers, in its order. 55000 when there is none.
+pub fn primary_key(relation: pg_sys::Relation) -> Result<Vec<i16>> {
+    // SAFETY: an open relation; its index, if any, is opened and closed here.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        let index = pg_sys::RelationGetPrimaryKeyIndex(relation);
+        #[cfg(feature = "pg18")]
+        let index = pg_sys::RelationGetPrimaryKeyIndex(relation, true);
+        if index == pg_sys::InvalidOid {
+            return Err(Error::WrongState {
+                message: format!("{} has no primary key", qualified_name((*relation).rd_id)),
+                hint: "A record names the row it is about. Add a primary key: ALTER TABLE … ADD PRIMARY KEY (…)."
+                    .into(),
+            });
+        }
+        let index = pg_sys::index_open(index, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+        let definition = (*index).rd_index;
+        let count = (*definition).indnkeyatts as usize;
+        let numbers = (*definition).indkey.values.as_slice(count).to_vec();
+        pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
+        Ok(numbers)
+    }
+}
+
+/// Schema-qualified name of a relation, quoted where needed.
+pub fn qualified_name(oid: pg_sys::Oid) -> String {
+    // SAFETY: catalog look-ups that give NULL for what is gone; the results are C strings.
+    unsafe {
+        let name = pg_sys::get_rel_name(oid);
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(oid));
+        if name.is_null() || schema.is_null() {
+            return format!("(dropped table {})", oid.to_u32());
+        }
+        let quoted = pg_sys::quote_qualified_identifier(schema, name);
+        CStr::from_ptr(quoted).to_string_lossy().into_owned()
+    }
+}
+
+/// `8-4-4-4-12` hex digits to 16 bytes.
+pub fn parse_uuid(text: &CStr) -> Option<[u8; 16]> {
+    let digits: String = text.to_str().ok()?.chars().filter(|c| *c != '-').collect();
+    hex::decode(digits).ok()?.try_into().ok()
+}

@@ -1,0 +1,74 @@
+//! agd, audit-gated discipline for PostgreSQL: no audit record, no write.
+//!
+//! Follow one write through five files: `guard/trigger.rs` (the gate records and confirms the row), `event.rs` (the
+//! record goes into the heap), `transaction.rs` (the transaction's record closes it at commit), `log/sequencer.rs` (the
+//! worker turns what became visible into leaves and anchors), `log/verify.rs` (anybody recomputes it).
+//!
+//! The pure parts (formats, trees, proofs) are in the crate `agd-core`; SQL objects are in `sql/`.
+
+use pgrx::prelude::*;
+
+mod catalog;
+mod error;
+mod event;
+mod guard;
+mod install;
+mod log;
+mod nesting;
+mod settings;
+mod shmem;
+mod stamp;
+mod tenant;
+mod transaction;
+mod worker;
+
+::pgrx::pg_module_magic!(name = c"agd", version = c"0.1.0");
+
+extension_sql_file!("../sql/00_schema.sql", name = "schema", bootstrap);
+extension_sql_file!("../sql/10_tenant.sql", name = "tenant", requires = ["schema"]);
+extension_sql_file!("../sql/20_event.sql", name = "event", requires = ["tenant"]);
+extension_sql_file!("../sql/30_guard.sql", name = "guard", requires = ["event"]);
+extension_sql_file!("../sql/40_log.sql", name = "log", requires = ["guard"]);
+extension_sql_file!("../sql/50_views.sql", name = "views", requires = ["log"]);
+extension_sql_file!("../sql/60_verify_table.sql", name = "verify_table", requires = ["views"]);
+extension_sql_file!("../sql/90_grants.sql", name = "grants", requires = ["verify_table"], finalize);
+
+/// Called once when the library is loaded. Raises 55000 unless that happens through shared_preload_libraries.
+#[allow(unsafe_code)]
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    // SAFETY: a global that the postmaster sets while it loads the preloaded libraries.
+    if !unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+        shmem::not_preloaded().raise();
+    }
+    // Backtraces would travel to clients as error details, paths of the build included. Every backend inherits this.
+    // SAFETY: the postmaster has one thread while it loads libraries.
+    unsafe {
+        std::env::remove_var("RUST_BACKTRACE");
+        std::env::remove_var("RUST_LIB_BACKTRACE");
+    }
+    settings::init();
+    shmem::init();
+    catalog::init();
+    guard::relation::init();
+    transaction::init();
+    nesting::init();
+    worker::init();
+}
+
+#[cfg(any(test, feature = "pg_test"))]
+mod pg_tests;
+
+#[cfg(test)]
+pub mod pg_test {
+    //! What `cargo pgrx test` asks for.
+
+    /// Nothing to set up.
+    pub fn setup(_options: Vec<&str>) {}
+
+    /// The library must be preloaded.
+    #[must_use]
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec!["shared_preload_libraries = 'agd'"]
+    }
+}

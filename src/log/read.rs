@@ -1,0 +1,222 @@
+//! What the log tells: entries for publishers, positions of events, and anchors made on request.
+//!
+//! Owns the read-only SQL functions over the log and the receipts of publishers. Promises that every entry it hands out
+//! is made afresh from the event's row: what does not hash to its leaf shows at the publisher, before it is signed.
+
+use crate::error::{Error, OrRaise, Result};
+use crate::log::record::{Context, EventKey, Reader};
+use crate::log::storage::{self, Log};
+use crate::{shmem, worker};
+use agd_core::TILE_WIDTH;
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+
+/// The event keys of a log's leaves from `first` (a multiple of 256) to the end of that tile.
+pub fn keys_of_tile(log: &Log, first: u64) -> Result<Vec<EventKey>> {
+    if first == log.tree.size() - log.tree.size() % TILE_WIDTH {
+        return Ok(EventKey::read_all(&log.open_keys).collect());
+    }
+    let (_, keys) = storage::tile(log.log_id, 0, first / TILE_WIDTH)?.ok_or_else(|| Error::Corrupted {
+        message: format!("log {}: its tile {} is missing", log.origin, first / TILE_WIDTH),
+        hint: "agd.tile was changed outside of agd. Verify what was published: agd verify STORE.".into(),
+    })?;
+    Ok(EventKey::read_all(&keys).collect())
+}
+
+/// `agd.entries(origin, first_index, last_index)`
+#[pg_extern(sql = false)]
+fn entries(
+    origin: Option<&str>,
+    first_index: Option<i64>,
+    last_index: Option<i64>,
+) -> TableIterator<'static, (name!(leaf_index, i64), name!(entry, Vec<u8>))> {
+    TableIterator::new(read_entries(origin, first_index, last_index).or_raise())
+}
+
+fn read_entries(origin: Option<&str>, first: Option<i64>, last: Option<i64>) -> Result<Vec<(i64, Vec<u8>)>> {
+    let (Some(origin), Some(first), Some(last)) = (origin, first, last) else {
+        return Err(Error::BadArgument {
+            message: "origin, first_index and last_index must be given".into(),
+            hint: "SELECT * FROM agd.entries('the origin', 0, 256).".into(),
+        });
+    };
+    let log = storage::log_by_origin(origin)?;
+    if first < 0 || last < first || last as u64 > log.tree.size() {
+        return Err(Error::BadArgument {
+            message: format!("the log has {} leaves: [{first}, {last}) is not a range of them", log.tree.size()),
+            hint: "Indexes begin at 0; last_index is not included.".into(),
+        });
+    }
+    let (first, last) = (first as u64, last as u64);
+    let mut reader = Reader::latest()?;
+    let mut context: Option<Context> = None;
+    let mut entries = Vec::with_capacity((last - first).min(1 << 16) as usize);
+    let mut entry = Vec::new();
+    let mut tile = first - first % TILE_WIDTH;
+    while tile < last {
+        pgrx::check_for_interrupts!();
+        for (index, key) in (tile..).zip(keys_of_tile(&log, tile)?) {
+            if index < first || index >= last {
+                continue;
+            }
+            if context.as_ref().is_none_or(|context| context.xact_id != key.xact_id) {
+                context = reader.context(key.xact_id)?;
+            }
+            let present = match &context {
+                Some(context) => reader.entry(context, key.n, &mut entry)?,
+                None => false,
+            };
+            if !present {
+                return Err(Error::Corrupted {
+                    message: format!("event {key}, leaf {index} of {origin}, is missing"),
+                    hint: "It was deleted outside of agd. SELECT * FROM agd.verify() tells more.".into(),
+                });
+            }
+            entries.push((index as i64, entry.clone()));
+        }
+        tile += TILE_WIDTH;
+    }
+    Ok(entries)
+}
+
+/// `agd.record_publication(origin, tree_size, root_hash, published_to)`
+#[pg_extern(sql = false)]
+fn record_publication(
+    origin: Option<&str>,
+    tree_size: Option<i64>,
+    root_hash: Option<&[u8]>,
+    published_to: Option<&str>,
+) {
+    let record = || -> Result<()> {
+        let (Some(origin), Some(tree_size), Some(root_hash), Some(published_to)) =
+            (origin, tree_size, root_hash, published_to)
+        else {
+            return Err(Error::BadArgument {
+                message: "origin, tree_size, root_hash and published_to must be given".into(),
+                hint: "agd publish calls this function.".into(),
+            });
+        };
+        let log = storage::log_by_origin(origin)?;
+        let known = Spi::get_one_with_args::<bool>(
+            "SELECT COALESCE((SELECT root_hash = $3 FROM agd.checkpoint WHERE log_id = $1 AND tree_size = $2), false)",
+            &[log.log_id.into(), tree_size.into(), root_hash.into()],
+        )?;
+        if known != Some(true) {
+            return Err(Error::BadArgument {
+                message: format!("{origin} has no anchor of size {tree_size} with this root"),
+                hint: "Publish what agd.anchors shows.".into(),
+            });
+        }
+        Spi::run_with_args(
+            "INSERT INTO agd.publication (log_id, tree_size, published_to) VALUES ($1, $2, $3)
+             ON CONFLICT DO NOTHING",
+            &[log.log_id.into(), tree_size.into(), published_to.into()],
+        )?;
+        Ok(())
+    };
+    record().or_raise();
+}
+
+/// `agd.leaf_index(event_id, tenant, committed_at)`
+#[pg_extern(sql = false)]
+fn leaf_index(
+    event_id: Option<&str>,
+    tenant: Option<&str>,
+    committed_at: Option<TimestampWithTimeZone>,
+) -> Option<i64> {
+    let (event_id, committed_at) = (event_id?, committed_at?);
+    find_leaf(event_id, tenant, committed_at).or_raise()
+}
+
+fn find_leaf(event_id: &str, tenant: Option<&str>, committed_at: TimestampWithTimeZone) -> Result<Option<i64>> {
+    let id: agd_core::EventId = event_id.parse().map_err(|_| Error::BadArgument {
+        message: format!("\"{event_id}\" is not an event's id"),
+        hint: "An event's id is its transaction and its number, like 7431-2.".into(),
+    })?;
+    let wanted = EventKey { xact_id: id.xact_id, n: id.n };
+    let Some(log) = storage::log_of(tenant)? else { return Ok(None) };
+    if let Some(position) = EventKey::read_all(&log.open_keys).position(|key| key == wanted) {
+        let open_starts_at = log.tree.size() - log.tree.size() % TILE_WIDTH;
+        return Ok(Some((open_starts_at + position as u64) as i64));
+    }
+    // Tiles whose stamps span the event's; stamps grow from tile to tile but for transactions that committed late.
+    Spi::connect(|client| {
+        for row in client.select(
+            "SELECT tile_index, event_keys FROM agd.tile
+              WHERE log_id = $1 AND level = 0 AND first_stamp <= $2 AND last_stamp >= $2 ORDER BY last_stamp",
+            None,
+            &[log.log_id.into(), committed_at.into()],
+        )? {
+            let tile_index = row.get::<i64>(1)?.unwrap_or_default();
+            let keys = row.get::<Vec<u8>>(2)?.unwrap_or_default();
+            if let Some(position) = EventKey::read_all(&keys).position(|key| key == wanted) {
+                return Ok(Some(tile_index * TILE_WIDTH as i64 + position as i64));
+            }
+        }
+        Ok(None)
+    })
+}
+
+/// `agd.anchor()`
+///
+/// Asks the database's worker and waits. The worker integrates in a transaction of its own, so that an anchor never
+/// depends on the caller's transaction: not on its isolation level, not on whether it commits, not on how long it stays
+/// open with the log's rows locked.
+#[pg_extern(sql = false)]
+fn anchor() -> TableIterator<'static, (name!(origin, String), name!(tree_size, i64), name!(root_hash, Vec<u8>))> {
+    TableIterator::new(make_anchors().or_raise())
+}
+
+fn make_anchors() -> Result<Vec<(String, i64, Vec<u8>)>> {
+    let database = shmem::this_database()?;
+    let before = read_newest_anchors(None)?;
+    worker::integrate_now(database)?;
+    read_newest_anchors(Some(before))
+}
+
+/// Anchors beyond those in `after`; without it, the newest of each log. Read under the latest snapshot, so that a
+/// REPEATABLE READ caller too sees what the worker has just committed.
+#[allow(unsafe_code)]
+fn read_newest_anchors(after: Option<Vec<(String, i64, Vec<u8>)>>) -> Result<Vec<(String, i64, Vec<u8>)>> {
+    // SAFETY: pushes a snapshot for the query and pops it after; on an error PostgreSQL drops it.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let (query, limits) = match &after {
+        None => (
+            "SELECT l.origin, pg_catalog.max(c.tree_size), NULL::bytea
+               FROM agd.checkpoint c JOIN agd.log l USING (log_id) GROUP BY l.origin",
+            None,
+        ),
+        Some(before) => (
+            "SELECT l.origin, c.tree_size, c.root_hash
+               FROM agd.checkpoint c JOIN agd.log l USING (log_id)
+              WHERE c.tree_size > COALESCE((SELECT b.tree_size
+                                              FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::bigint[]))
+                                                   AS b (origin, tree_size)
+                                             WHERE b.origin = l.origin), 0)
+              ORDER BY l.tenant NULLS LAST, c.tree_size",
+            Some((
+                before.iter().map(|(origin, ..)| origin.clone()).collect::<Vec<_>>(),
+                before.iter().map(|(_, size, _)| *size).collect::<Vec<_>>(),
+            )),
+        ),
+    };
+    let rows = Spi::connect(|client| {
+        let arguments = match limits {
+            None => vec![],
+            Some((origins, sizes)) => vec![origins.into(), sizes.into()],
+        };
+        client
+            .select(query, None, &arguments)?
+            .map(|row| {
+                Ok((
+                    row.get::<String>(1)?.unwrap_or_default(),
+                    row.get::<i64>(2)?.unwrap_or_default(),
+                    row.get::<Vec<u8>>(3)?.unwrap_or_default(),
+                ))
+            })
+            .collect::<Result<Vec<_>>>()
+    });
+    // SAFETY: pushed above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    rows
+}

@@ -1,0 +1,253 @@
+//! Reading the record back: events, the context of their transactions, and the entry that goes into the log.
+//!
+//! Owns the one way from table rows to an entry's canonical bytes, used by sequencer, publisher and verification alike,
+//! so that they cannot differ. Never writes.
+#![allow(unsafe_code)] // tuples are taken apart by column type
+
+use crate::catalog::{Columns, Relation, catalog, scan, scan_key, scan_ordered, text, varlena};
+use crate::error::{Error, Result};
+use crate::event;
+use agd_core::{Entry, EventId, ImageKind, image_digest};
+use pgrx::pg_sys;
+
+/// Microseconds between 1970-01-01 and PostgreSQL's epoch, 2000-01-01.
+const EPOCH_DIFFERENCE: i64 = 946_684_800_000_000;
+
+/// The key of an event, as tiles keep it: 12 bytes, big-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventKey {
+    /// Full transaction id.
+    pub xact_id: u64,
+    /// Number within the transaction.
+    pub n: u32,
+}
+
+impl EventKey {
+    /// Bytes a key takes.
+    pub const SIZE: usize = 12;
+
+    /// Appends the key's bytes.
+    pub fn write(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.xact_id.to_be_bytes());
+        out.extend_from_slice(&self.n.to_be_bytes());
+    }
+
+    /// All keys in a row of 12-byte keys. A rest that is no whole key is dropped.
+    pub fn read_all(bytes: &[u8]) -> impl Iterator<Item = EventKey> {
+        bytes.chunks_exact(Self::SIZE).map(|chunk| {
+            let number = |bytes: &[u8]| bytes.iter().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+            EventKey { xact_id: number(&chunk[..8]), n: number(&chunk[8..]) as u32 }
+        })
+    }
+}
+
+impl std::fmt::Display for EventKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.xact_id, self.n)
+    }
+}
+
+/// The record of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Context {
+    /// Full transaction id.
+    pub xact_id: u64,
+    /// Commit stamp, microseconds since 2000-01-01.
+    pub stamp: i64,
+    /// How many events stand.
+    pub events: i32,
+    session_user_name: String,
+    role_name: String,
+    principal: Option<String>,
+    fleet_id: Option<String>,
+    cause: Option<String>,
+    binding: String,
+    application_name: Option<String>,
+    client_addr: Option<String>,
+}
+
+/// Reads events and their contexts under one snapshot.
+pub struct Reader {
+    events: Relation,
+    transactions: Relation,
+    event_pkey: pg_sys::Oid,
+    transaction_pkey: pg_sys::Oid,
+    snapshot: pg_sys::Snapshot,
+    registered: bool,
+    columns: Columns,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if self.registered && !std::thread::panicking() {
+            // SAFETY: registered by latest(); after an error the resource owner has let go of it.
+            unsafe { pg_sys::UnregisterSnapshot(self.snapshot) };
+        }
+    }
+}
+
+impl Reader {
+    /// A reader under the active snapshot, which outlives it.
+    pub fn active() -> Result<Self> {
+        // SAFETY: the caller pushed a snapshot.
+        Self::under(unsafe { pg_sys::GetActiveSnapshot() }, false)
+    }
+
+    /// A reader under the newest snapshot: it sees everything that any log row read before can speak of.
+    pub fn latest() -> Result<Self> {
+        // SAFETY: registered here, let go of on drop.
+        Self::under(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) }, true)
+    }
+
+    fn under(snapshot: pg_sys::Snapshot, registered: bool) -> Result<Self> {
+        let catalog = catalog()?;
+        Ok(Reader {
+            events: Relation::open(catalog.event, pg_sys::AccessShareLock),
+            transactions: Relation::open(catalog.transaction, pg_sys::AccessShareLock),
+            event_pkey: catalog.event_pkey,
+            transaction_pkey: catalog.transaction_pkey,
+            snapshot,
+            registered,
+            columns: Columns::default(),
+        })
+    }
+
+    /// Calls `each` with (stamp, xact_id) of every visible transaction record in `[from, to)`.
+    pub fn transactions_between(&self, from: u64, to: u64, mut each: impl FnMut(i64, u64)) -> Result<()> {
+        let mut keys = [
+            scan_key(1, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_XID8GE, pg_sys::Datum::from(from)),
+            scan_key(1, pg_sys::BTLessStrategyNumber, pg_sys::F_XID8LT, pg_sys::Datum::from(to)),
+        ];
+        let mut columns = Columns::default();
+        scan(&self.transactions, Some(self.transaction_pkey), self.snapshot, &mut keys, |tuple| {
+            columns.deform(tuple, self.transactions.descriptor());
+            let number = |index| columns.get(index).map_or(0, |value: pg_sys::Datum| value.value() as u64);
+            each(number(event::TRANSACTION_STAMP) as i64, number(event::TRANSACTION_XACT_ID));
+            Ok(())
+        })
+    }
+
+    /// The record of one transaction, if it is visible.
+    pub fn context(&self, xact_id: u64) -> Result<Option<Context>> {
+        let mut keys = [scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(xact_id))];
+        let mut columns = Columns::default();
+        let mut found = None;
+        scan(&self.transactions, Some(self.transaction_pkey), self.snapshot, &mut keys, |tuple| {
+            columns.deform(tuple, self.transactions.descriptor());
+            let string = |index| -> Result<Option<String>> {
+                // SAFETY: these columns are text.
+                columns.get(index).map(|value| unsafe { text(value) }.map(str::to_owned)).transpose()
+            };
+            let number = |index| columns.get(index).map_or(0, |value: pg_sys::Datum| value.value());
+            found = Some(Context {
+                xact_id,
+                stamp: number(event::TRANSACTION_STAMP) as i64,
+                events: number(event::TRANSACTION_EVENTS) as i32,
+                session_user_name: string(event::TRANSACTION_SESSION_USER)?.unwrap_or_default(),
+                role_name: string(event::TRANSACTION_ROLE)?.unwrap_or_default(),
+                principal: string(event::TRANSACTION_PRINCIPAL)?,
+                fleet_id: string(event::TRANSACTION_FLEET)?,
+                cause: string(event::TRANSACTION_CAUSE)?,
+                binding: string(event::TRANSACTION_BINDING)?.unwrap_or_default(),
+                application_name: string(event::TRANSACTION_APPLICATION)?,
+                client_addr: string(event::TRANSACTION_CLIENT)?,
+            });
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Calls `each` with key, tenant and entry bytes of every event of a transaction, in order.
+    pub fn events_of(
+        &mut self,
+        context: &Context,
+        entry: &mut Vec<u8>,
+        mut each: impl FnMut(EventKey, Option<&str>, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut keys =
+            [scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(context.xact_id))];
+        let columns = &mut self.columns;
+        let descriptor = self.events.descriptor();
+        scan_ordered(&self.events, self.event_pkey, self.snapshot, &mut keys, |tuple| {
+            columns.deform(tuple, descriptor);
+            let (key, tenant) = write_entry(context, columns, entry)?;
+            each(key, tenant, entry)
+        })
+    }
+
+    /// Writes the entry of one event. False: there is no such event.
+    pub fn entry(&mut self, context: &Context, n: u32, entry: &mut Vec<u8>) -> Result<bool> {
+        let mut keys = [
+            scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(context.xact_id)),
+            scan_key(2, pg_sys::BTEqualStrategyNumber, pg_sys::F_INT4EQ, pg_sys::Datum::from(n as i32)),
+        ];
+        let columns = &mut self.columns;
+        let descriptor = self.events.descriptor();
+        let mut found = false;
+        scan(&self.events, Some(self.event_pkey), self.snapshot, &mut keys, |tuple| {
+            columns.deform(tuple, descriptor);
+            write_entry(context, columns, entry)?;
+            found = true;
+            Ok(())
+        })?;
+        Ok(found)
+    }
+}
+
+/// The canonical bytes of an event's entry, into `out` (cleared first). Returns its key and tenant.
+fn write_entry<'a>(context: &Context, row: &'a Columns, out: &mut Vec<u8>) -> Result<(EventKey, Option<&'a str>)> {
+    let number = |index: usize| row.get(index).map_or(0, |value| value.value());
+    let string = |index: usize| -> Result<Option<&'a str>> {
+        // SAFETY: only asked for columns that are text or json (sql/20_event.sql).
+        row.get(index).map(|value| unsafe { text(value) }).transpose()
+    };
+    let key = EventKey { xact_id: number(event::EVENT_XACT_ID) as u64, n: number(event::EVENT_N) as u32 };
+    // SAFETY: salt is bytea.
+    let salt: [u8; 16] = row
+        .get(event::EVENT_SALT)
+        .and_then(|value| unsafe { varlena(value) }.try_into().ok())
+        .ok_or_else(|| Error::Corrupted {
+            message: format!("event {key} has no 16-byte salt"),
+            hint: "The row was changed outside of agd. SELECT * FROM agd.verify() names what is wrong.".into(),
+        })?;
+    let digest = |kind, index| -> Result<_> { Ok(string(index)?.map(|image| image_digest(kind, &salt, image))) };
+    let guard_id = row.get(event::EVENT_GUARD_ID).map(|value| {
+        // SAFETY: a uuid is 16 bytes by reference.
+        let bytes = unsafe { std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), 16) };
+        uuid_text(bytes)
+    });
+    let tenant = string(event::EVENT_TENANT)?;
+    out.clear();
+    Entry {
+        event_id: EventId { xact_id: key.xact_id, n: key.n },
+        action: string(event::EVENT_ACTION)?.unwrap_or_default(),
+        at: (number(event::EVENT_AT) as i64).saturating_add(EPOCH_DIFFERENCE),
+        committed_at: context.stamp.saturating_add(EPOCH_DIFFERENCE),
+        tenant,
+        relation: string(event::EVENT_RELATION)?,
+        guard_id: guard_id.as_deref(),
+        row_key: digest(ImageKind::Key, event::EVENT_ROW_KEY)?,
+        old: digest(ImageKind::Old, event::EVENT_OLD)?,
+        new: digest(ImageKind::New, event::EVENT_NEW)?,
+        body: string(event::EVENT_BODY)?,
+        session_user_name: &context.session_user_name,
+        role_name: &context.role_name,
+        principal: context.principal.as_deref(),
+        fleet_id: context.fleet_id.as_deref(),
+        cause: context.cause.as_deref(),
+        binding: &context.binding,
+        application_name: context.application_name.as_deref(),
+        client_addr: context.client_addr.as_deref(),
+    }
+    .try_encode_into(out)
+    .map_err(|problem| Error::Corrupted {
+        message: format!("event {key} has no canonical form: {problem}"),
+        hint: "The row was changed outside of agd. SELECT * FROM agd.verify() names what is wrong.".into(),
+    })?;
+    Ok((key, tenant))
+}
+
+fn uuid_text(bytes: &[u8]) -> String {
+    let digits = hex::encode(bytes);
+    format!("{}-{}-{}-{}-{}", &digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..])
+}

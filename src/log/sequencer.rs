@@ -1,0 +1,225 @@
+//! The sequencer: from committed events to leaves and anchors, without ever making a writer wait.
+//!
+//! Owns which events are integrated, when, and in what order. Promises: every event that became visible between two of
+//! its snapshots becomes exactly one leaf; inside a pass the order is (commit stamp, number), so a row's history in the
+//! log is its real history; a log is anchored at every multiple of 256. Never looks at an event that its snapshot does
+//! not see.
+//!
+//! How: two snapshots, the one up to which everything is integrated and a new one. What became visible between them is
+//! either a transaction that the old one had in progress, or one in `[old.xmax, new.xmax)`. Point look-ups and one index
+//! range under the new snapshot find them all; what is still in progress stays on the new snapshot's list.
+
+use crate::catalog::Scratch;
+use crate::error::{Error, OrRaise, Result};
+use crate::event::{self, Record};
+use crate::log::record::{EventKey, Reader};
+use crate::log::storage::{self, Log};
+use agd_core::{Checkpoint, TILE_WIDTH, leaf_hash, name};
+use pgrx::prelude::*;
+use std::collections::HashMap;
+
+/// Which tails (leaves beyond the last multiple of 256) a pass anchors.
+#[derive(Clone, Copy, Debug)]
+pub struct Tails {
+    /// Every log that is open since then or longer, microseconds since 2000-01-01. i64::MAX: all.
+    pub open_since: i64,
+    /// The platform log's, however young.
+    pub platform: bool,
+}
+
+/// What a pass did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outcome {
+    /// Events integrated.
+    pub events: u64,
+    /// Anchors written.
+    pub anchors: u64,
+    /// The pass recorded events of its own (tenants' checkpoints, a new guard state): another pass takes them up.
+    pub recorded: bool,
+    /// One of them is a tail's checkpoint: the platform log should cover it without waiting for its own age.
+    pub anchored_tail: bool,
+}
+
+/// The clock's floor: the largest stamp integrated, and the oldest transaction that may not be.
+pub fn stamp_floor() -> Result<(i64, u64)> {
+    let integrated = storage::integrated()?;
+    Ok((integrated.last_stamp, integrated.xmin))
+}
+
+struct Pass {
+    platform: Log,
+    tenants: HashMap<String, Log>,
+    guard_state: Vec<u8>,
+    now: i64,
+    outcome: Outcome,
+}
+
+/// Integrates what became visible and anchors what is due. Runs in a REPEATABLE READ transaction of the worker's, under
+/// its snapshot, and is the only writer of the log.
+pub fn pass(tails: Tails) -> Result<Outcome> {
+    let old = storage::integrated()?;
+    let snapshot = Spi::get_one::<String>("SELECT pg_catalog.pg_current_snapshot()::text")?
+        .ok_or_else(|| Error::Internal("agd: no snapshot".into()))?;
+    let xmax = snapshot
+        .split(':')
+        .nth(1)
+        .and_then(|xmax| xmax.parse::<u64>().ok())
+        .ok_or_else(|| Error::Internal(format!("agd: cannot read the snapshot {snapshot}")))?;
+
+    let mut reader = Reader::active()?;
+    let mut due: Vec<(i64, u64)> = Vec::new();
+    for &xact_id in &old.in_progress {
+        reader.transactions_between(xact_id, xact_id + 1, |stamp, xact_id| due.push((stamp, xact_id)))?;
+    }
+    reader.transactions_between(old.xmax, xmax, |stamp, xact_id| due.push((stamp, xact_id)))?;
+    let waiting_tails = match tails {
+        Tails { open_since: i64::MAX, .. } => {
+            storage::all_logs()?.into_iter().filter(|log| log.open_since.is_some()).collect()
+        }
+        Tails { open_since, .. } => storage::logs_open_since(open_since)?,
+    };
+    if due.is_empty() && waiting_tails.is_empty() && !tails.platform {
+        return Ok(Outcome::default());
+    }
+    storage::lock_sequencer()?;
+    due.sort_unstable();
+
+    let guard_state = Spi::get_one::<Vec<u8>>("SELECT agd.guard_state()")?.unwrap_or_default();
+    let mut pass = Pass {
+        platform: storage::platform_log()?,
+        tenants: HashMap::new(),
+        guard_state,
+        // A transaction's start is fixed; the clock is what "now" means for ages.
+        now: clock(),
+        outcome: Outcome::default(),
+    };
+    if old.guard_state.as_ref() != Some(&pass.guard_state) {
+        event::insert(&own_record("GUARD.STATE", &format!("sha256:{}", hex::encode(&pass.guard_state))))?;
+        pass.outcome.recorded = true;
+    }
+
+    let mut last_stamp = old.last_stamp;
+    let mut entry = Vec::with_capacity(1024);
+    let scratch = Scratch::new();
+    for (stamp, xact_id) in due {
+        pgrx::check_for_interrupts!();
+        last_stamp = last_stamp.max(stamp);
+        scratch.with(|| -> Result<()> {
+            let context = reader
+                .context(xact_id)?
+                .ok_or_else(|| Error::Internal(format!("agd: transaction {xact_id} vanished from its snapshot")))?;
+            reader.events_of(&context, &mut entry, |key, tenant, entry| pass.integrate(key, tenant, stamp, entry))
+        })?;
+    }
+
+    for log in waiting_tails {
+        if let Some(tenant) = log.tenant.clone() {
+            pass.tenants.entry(tenant).or_insert(log);
+        }
+    }
+    pass.anchor_tails(tails)?;
+    for log in pass.tenants.values_mut() {
+        log.save()?;
+    }
+    pass.platform.save()?;
+    storage::save_integrated(&snapshot, last_stamp, &pass.guard_state)?;
+    Ok(pass.outcome)
+}
+
+/// Microseconds since 2000-01-01 by the wall clock.
+#[allow(unsafe_code)]
+pub fn clock() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}
+
+fn own_record<'a>(action: &'a str, body: &'a str) -> Record<'a> {
+    Record {
+        action,
+        tenant: None,
+        relation: None,
+        guard_id: None,
+        row_key: None,
+        old: None,
+        new: None,
+        body: Some(body),
+    }
+}
+
+impl Pass {
+    fn integrate(&mut self, key: EventKey, tenant: Option<&str>, stamp: i64, entry: &[u8]) -> Result<()> {
+        let log = match tenant {
+            None => &mut self.platform,
+            Some(tenant) => {
+                if !self.tenants.contains_key(tenant) {
+                    let log = match storage::log_of(Some(tenant))? {
+                        Some(log) => log,
+                        None => storage::create_log(&name::tenant_origin(&self.platform.origin, tenant), Some(tenant))?,
+                    };
+                    self.tenants.insert(tenant.to_owned(), log);
+                }
+                self.tenants.get_mut(tenant).ok_or_else(|| Error::Internal("agd: a log was lost".into()))?
+            }
+        };
+        log.append(leaf_hash(entry), key, stamp, self.now)?;
+        self.outcome.events += 1;
+        if log.tree.size().is_multiple_of(TILE_WIDTH) {
+            anchor(log, &self.guard_state, self.now, &mut self.outcome)?;
+        }
+        Ok(())
+    }
+
+    fn anchor_tails(&mut self, tails: Tails) -> Result<()> {
+        for log in self.tenants.values_mut().chain([&mut self.platform]) {
+            let Some(open_since) = log.open_since else { continue };
+            if open_since <= tails.open_since || tails.platform && log.tenant.is_none() {
+                anchor(log, &self.guard_state, self.now, &mut self.outcome)?;
+                self.outcome.anchored_tail |= log.tenant.is_some();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Anchors a log; a tenant's checkpoint becomes an event of the platform's.
+fn anchor(log: &mut Log, guard_state: &[u8], now: i64, outcome: &mut Outcome) -> Result<()> {
+    let root = log.anchor(guard_state, now)?;
+    outcome.anchors += 1;
+    if log.tenant.is_some() {
+        let checkpoint = Checkpoint { origin: log.origin.clone(), size: log.tree.size(), root };
+        event::insert(&own_record("CHECKPOINT", &checkpoint.to_string()))?;
+        outcome.recorded = true;
+    }
+    Ok(())
+}
+
+/// `agd.prepare_log()`: the platform log and the sequencer's first snapshot; part of CREATE EXTENSION.
+#[pg_extern(sql = false)]
+fn prepare_log() {
+    prepare().or_raise();
+}
+
+#[allow(unsafe_code)] // reads agd.log_name and the server's identity
+fn prepare() -> Result<()> {
+    // SAFETY: the system identifier is fixed at initdb.
+    let system_identifier = unsafe { pg_sys::GetSystemIdentifier() };
+    let database = Spi::get_one::<String>("SELECT pg_catalog.current_database()::text")?.unwrap_or_default();
+    let log_name = crate::settings::log_name().unwrap_or_else(|| name::default_log_name(system_identifier, &database));
+    name::validate_log_name(&log_name).map_err(|problem| Error::BadArgument {
+        message: format!("\"{log_name}\" cannot be a log's name: {problem}"),
+        hint:
+            "SET agd.log_name = 'example.com/orders' before CREATE EXTENSION agd; characters a-z, 0-9, '.', '/', '-'."
+                .into(),
+    })?;
+    storage::create_log(&log_name, None)?;
+    // Everything from this transaction on: its own number is not in its own snapshot's list, so the list cannot be used.
+    storage::writing(|| {
+        Spi::run_with_args(
+            "INSERT INTO agd.sequencer (integrated, last_stamp, system_identifier)
+             SELECT (x || ':' || x || ':')::pg_catalog.pg_snapshot, pg_catalog.clock_timestamp(), $1
+               FROM pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) AS x",
+            &[system_identifier.to_string().into()],
+        )
+        .map_err(Error::from)
+    })
+}

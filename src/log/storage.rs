@@ -1,0 +1,373 @@
+//! Where the logs' trees are kept: agd.log, agd.tile, agd.checkpoint, agd.sequencer.
+//!
+//! Owns every write to these tables and the way back from rows to trees. Promises that no SQL of anybody else's writes
+//! them: their triggers let pass only what runs inside [`writing`]. Never hashes an event itself.
+
+use crate::catalog::{Columns, Relation, catalog, scan, varlena};
+use crate::error::{Error, Result};
+use crate::log::record::EventKey;
+use agd_core::{HASH_SIZE, Hash, TILE_WIDTH, TiledTree, tile};
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::pg_sys;
+use pgrx::spi::{Spi, SpiHeapTupleData};
+use std::cell::Cell;
+
+thread_local! {
+    static WRITING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// May the present statement write the log's tables?
+pub fn may_write() -> bool {
+    WRITING.get()
+}
+
+/// Runs statements of agd's own on the log's tables.
+pub fn writing<T>(body: impl FnOnce() -> T) -> T {
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            WRITING.set(false);
+        }
+    }
+    WRITING.set(true);
+    let _reset = Reset;
+    body()
+}
+
+/// One log with its tree.
+pub struct Log {
+    /// Number of the log in this database.
+    pub log_id: i32,
+    /// Its origin.
+    pub origin: String,
+    /// Whose it is; None: the platform's.
+    pub tenant: Option<String>,
+    /// The tree, with its partial tiles.
+    pub tree: TiledTree,
+    /// The event keys of the open level-0 tile.
+    pub open_keys: Vec<u8>,
+    /// Smallest and largest stamp of the open tile's events.
+    pub open_stamps: Option<(i64, i64)>,
+    /// Since when leaves wait for a checkpoint, microseconds since 2000-01-01.
+    pub open_since: Option<i64>,
+    /// Something changed since it was read.
+    pub changed: bool,
+}
+
+fn timestamp(micros: i64) -> Result<TimestampWithTimeZone> {
+    TimestampWithTimeZone::try_from(micros).map_err(|_| Error::Internal(format!("agd: {micros} is no time")))
+}
+
+fn corrupted(what: impl Into<String>) -> Error {
+    Error::Corrupted {
+        message: what.into(),
+        hint:
+            "The log's tables were changed outside of agd. Keep this database as it is, and verify what was published: \
+               agd verify STORE."
+                .into(),
+    }
+}
+
+/// The hashes in a run of bytes.
+pub fn hashes(bytes: &[u8]) -> Result<Vec<Hash>> {
+    if !bytes.len().is_multiple_of(HASH_SIZE) {
+        return Err(corrupted(format!("{} bytes are no whole number of hashes", bytes.len())));
+    }
+    Ok(bytes
+        .chunks_exact(HASH_SIZE)
+        .map(|chunk| {
+            let mut hash = [0; HASH_SIZE];
+            hash.copy_from_slice(chunk);
+            hash
+        })
+        .collect())
+}
+
+const COLUMNS: &str =
+    "log_id, origin, tenant, size, open_tiles, open_keys, open_first_stamp, open_last_stamp, open_since";
+
+fn read_log(row: &SpiHeapTupleData<'_>) -> Result<Log> {
+    let stamp = |index: usize| -> Result<Option<i64>> {
+        Ok(row.get::<TimestampWithTimeZone>(index)?.map(TimestampWithTimeZone::into_inner))
+    };
+    let origin: String = row.get(2)?.unwrap_or_default();
+    let size = row.get::<i64>(4)?.unwrap_or_default() as u64;
+    let flat = hashes(&row.get::<Vec<u8>>(5)?.unwrap_or_default())?;
+    let open_keys: Vec<u8> = row.get(6)?.unwrap_or_default();
+    let mut open = Vec::new();
+    let mut rest = flat.as_slice();
+    let mut level = 0;
+    while !rest.is_empty() {
+        let width = tile::partial_width(size, level) as usize;
+        if width > rest.len() || level > 8 {
+            return Err(corrupted(format!("log {origin}: its open tiles do not fit its size {size}")));
+        }
+        let (this, higher) = rest.split_at(width);
+        open.push(this.to_vec());
+        rest = higher;
+        level += 1;
+    }
+    let tree =
+        TiledTree::from_open_tiles(size, open).map_err(|problem| corrupted(format!("log {origin}: {problem}")))?;
+    if open_keys.len() as u64 != size % TILE_WIDTH * EventKey::SIZE as u64 {
+        return Err(corrupted(format!("log {origin}: the keys of its open tile do not fit its size {size}")));
+    }
+    Ok(Log {
+        log_id: row.get(1)?.unwrap_or_default(),
+        tenant: row.get(3)?,
+        open_stamps: stamp(7)?.zip(stamp(8)?),
+        open_since: stamp(9)?,
+        changed: false,
+        origin,
+        tree,
+        open_keys,
+    })
+}
+
+fn read_logs(condition: &str, arguments: &[pgrx::datum::DatumWithOid<'_>]) -> Result<Vec<Log>> {
+    Spi::connect(|client| {
+        let query = format!("SELECT {COLUMNS} FROM agd.log WHERE {condition} ORDER BY tenant NULLS LAST");
+        client.select(query.as_str(), None, arguments)?.map(|row| read_log(&row)).collect()
+    })
+}
+
+/// The log of a tenant (None: of the platform), if there is one.
+pub fn log_of(tenant: Option<&str>) -> Result<Option<Log>> {
+    let mut logs = match tenant {
+        Some(tenant) => read_logs("tenant = $1", &[tenant.into()])?,
+        None => read_logs("tenant IS NULL", &[])?,
+    };
+    Ok(logs.pop())
+}
+
+/// The platform log. Every database with the extension has one.
+pub fn platform_log() -> Result<Log> {
+    log_of(None)?.ok_or_else(|| corrupted("the platform log is gone"))
+}
+
+/// A log by its origin. 22023 when there is none.
+pub fn log_by_origin(origin: &str) -> Result<Log> {
+    read_logs("origin = $1", &[origin.into()])?.pop().ok_or_else(|| Error::BadArgument {
+        message: format!("there is no log with the origin \"{origin}\""),
+        hint: "SELECT DISTINCT origin FROM agd.anchors shows them.".into(),
+    })
+}
+
+/// Every log; tenants' first, by name, then the platform's.
+pub fn all_logs() -> Result<Vec<Log>> {
+    read_logs("true", &[])
+}
+
+/// Logs with leaves that no checkpoint covers yet, waiting since `before` or longer.
+pub fn logs_open_since(before: i64) -> Result<Vec<Log>> {
+    read_logs("open_since <= $1", &[timestamp(before)?.into()])
+}
+
+/// Creates a log, empty.
+pub fn create_log(origin: &str, tenant: Option<&str>) -> Result<Log> {
+    let log_id = writing(|| {
+        Spi::get_one_with_args::<i32>(
+            "INSERT INTO agd.log (log_id, origin, tenant)
+             SELECT COALESCE(pg_catalog.max(log_id), 0) + 1, $1, $2 FROM agd.log RETURNING log_id",
+            &[origin.into(), tenant.into()],
+        )
+    })?
+    .ok_or_else(|| Error::Internal("agd: a new log got no number".into()))?;
+    Ok(Log {
+        log_id,
+        origin: origin.to_owned(),
+        tenant: tenant.map(str::to_owned),
+        tree: TiledTree::new(),
+        open_keys: Vec::new(),
+        open_stamps: None,
+        open_since: None,
+        changed: false,
+    })
+}
+
+impl Log {
+    /// Appends a leaf. Stores the tiles it fills.
+    pub fn append(&mut self, leaf: Hash, key: EventKey, stamp: i64, now: i64) -> Result<()> {
+        key.write(&mut self.open_keys);
+        let (first, last) =
+            self.open_stamps.map_or((stamp, stamp), |(first, last)| (first.min(stamp), last.max(stamp)));
+        self.open_stamps = Some((first, last));
+        self.open_since.get_or_insert(now);
+        self.changed = true;
+        let (log_id, keys) = (self.log_id, &self.open_keys);
+        self.tree.push(leaf, &mut |full| {
+            let level_0 = full.level == 0;
+            store_tile(
+                log_id,
+                full.level,
+                full.index,
+                full.hashes.as_flattened(),
+                level_0.then_some(keys.as_slice()),
+                level_0.then_some((first, last)),
+            )
+        })?;
+        if self.tree.size().is_multiple_of(TILE_WIDTH) {
+            self.open_keys.clear();
+            self.open_stamps = None;
+        }
+        Ok(())
+    }
+
+    /// Anchors the log at its present size. Returns the root.
+    pub fn anchor(&mut self, guard_state: &[u8], now: i64) -> Result<Hash> {
+        let root = self.tree.root();
+        writing(|| {
+            Spi::run_with_args(
+                "INSERT INTO agd.checkpoint (log_id, tree_size, root_hash, guard_state, anchored_at)
+                 VALUES ($1, $2, $3, $4, $5)",
+                &[
+                    self.log_id.into(),
+                    (self.tree.size() as i64).into(),
+                    root.as_slice().into(),
+                    guard_state.into(),
+                    timestamp(now)?.into(),
+                ],
+            )
+            .map_err(Error::from)
+        })?;
+        self.open_since = None;
+        self.changed = true;
+        Ok(root)
+    }
+
+    /// Stores the tree's open part.
+    pub fn save(&mut self) -> Result<()> {
+        if !self.changed {
+            return Ok(());
+        }
+        let open: Vec<u8> = self.tree.open_tiles().iter().flatten().flatten().copied().collect();
+        let time = |micros: Option<i64>| micros.map(timestamp).transpose();
+        writing(|| {
+            Spi::run_with_args(
+                "UPDATE agd.log SET size = $2, open_tiles = $3, open_keys = $4, open_first_stamp = $5,
+                        open_last_stamp = $6, open_since = $7 WHERE log_id = $1",
+                &[
+                    self.log_id.into(),
+                    (self.tree.size() as i64).into(),
+                    open.into(),
+                    self.open_keys.as_slice().into(),
+                    time(self.open_stamps.map(|stamps| stamps.0))?.into(),
+                    time(self.open_stamps.map(|stamps| stamps.1))?.into(),
+                    time(self.open_since)?.into(),
+                ],
+            )
+            .map_err(Error::from)
+        })?;
+        self.changed = false;
+        Ok(())
+    }
+}
+
+fn store_tile(
+    log_id: i32,
+    level: u8,
+    index: u64,
+    hashes: &[u8],
+    keys: Option<&[u8]>,
+    stamps: Option<(i64, i64)>,
+) -> Result<()> {
+    let time = |micros: Option<i64>| micros.map(timestamp).transpose();
+    writing(|| {
+        Spi::run_with_args(
+            "INSERT INTO agd.tile (log_id, level, tile_index, hashes, event_keys, first_stamp, last_stamp)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            &[
+                log_id.into(),
+                i16::from(level).into(),
+                (index as i64).into(),
+                hashes.into(),
+                keys.into(),
+                time(stamps.map(|stamps| stamps.0))?.into(),
+                time(stamps.map(|stamps| stamps.1))?.into(),
+            ],
+        )
+        .map_err(Error::from)
+    })
+}
+
+/// A full tile's hashes and, on level 0, its event keys. None: there is no such tile.
+pub fn tile(log_id: i32, level: u8, index: u64) -> Result<Option<(Vec<Hash>, Vec<u8>)>> {
+    let found = Spi::connect(|client| {
+        client
+            .select(
+                "SELECT hashes, event_keys FROM agd.tile WHERE log_id = $1 AND level = $2 AND tile_index = $3",
+                Some(1),
+                &[log_id.into(), i16::from(level).into(), (index as i64).into()],
+            )?
+            .next()
+            .map(|row| {
+                Ok::<_, pgrx::spi::Error>((
+                    row.get::<Vec<u8>>(1)?.unwrap_or_default(),
+                    row.get::<Vec<u8>>(2)?.unwrap_or_default(),
+                ))
+            })
+            .transpose()
+    })?;
+    found.map(|(bytes, keys)| Ok((hashes(&bytes)?, keys))).transpose()
+}
+
+/// What the sequencer has integrated.
+pub struct Integrated {
+    /// Every transaction below is over.
+    pub xmin: u64,
+    /// No transaction at or above was visible.
+    pub xmax: u64,
+    /// Those between that were still in progress.
+    pub in_progress: Vec<u64>,
+    /// The largest stamp integrated, microseconds since 2000-01-01.
+    pub last_stamp: i64,
+    /// The guard state last seen.
+    pub guard_state: Option<Vec<u8>>,
+}
+
+/// Reads the sequencer's row without SQL: any writer's commit may need it.
+#[allow(unsafe_code)] // takes a pg_snapshot apart
+pub fn integrated() -> Result<Integrated> {
+    let relation = Relation::open(catalog()?.sequencer, pg_sys::AccessShareLock);
+    let mut columns = Columns::default();
+    let mut found = None;
+    scan(&relation, None, std::ptr::null_mut(), &mut [], |tuple| {
+        columns.deform(tuple, relation.descriptor());
+        // A pg_snapshot is a varlena of nxip (4 bytes), xmin, xmax and nxip transaction ids (8 bytes each).
+        // SAFETY: the column types of agd.sequencer (sql/40_log.sql).
+        let snapshot = columns.get(1).map(|value| unsafe { varlena(value) }).unwrap_or_default();
+        let number = |at: usize| -> Result<u64> {
+            let bytes = snapshot
+                .get(at..at + 8)
+                .and_then(|bytes| bytes.try_into().ok())
+                .ok_or_else(|| corrupted("the sequencer's snapshot is cut short"))?;
+            Ok(u64::from_ne_bytes(bytes))
+        };
+        found = Some(Integrated {
+            xmin: number(4)?,
+            xmax: number(12)?,
+            in_progress: (20..snapshot.len()).step_by(8).map(number).collect::<Result<_>>()?,
+            last_stamp: columns.get(2).map_or(0, |value| value.value() as i64),
+            // SAFETY: guard_state is bytea.
+            guard_state: columns.get(3).map(|value| unsafe { varlena(value) }.to_vec()),
+        });
+        Ok(())
+    })?;
+    found.ok_or_else(|| corrupted("the sequencer's row is gone"))
+}
+
+/// Keeps every other sequencer out until this transaction ends.
+pub fn lock_sequencer() -> Result<()> {
+    writing(|| Spi::run("SELECT FROM agd.sequencer FOR UPDATE").map_err(Error::from))
+}
+
+/// Stores what is integrated now.
+pub fn save_integrated(snapshot: &str, last_stamp: i64, guard_state: &[u8]) -> Result<()> {
+    writing(|| {
+        Spi::run_with_args(
+            "UPDATE agd.sequencer SET integrated = $1::pg_catalog.pg_snapshot, last_stamp = $2, guard_state = $3",
+            &[snapshot.into(), timestamp(last_stamp)?.into(), guard_state.into()],
+        )
+        .map_err(Error::from)
+    })
+}

@@ -1,0 +1,339 @@
+//! Shared memory: the commit-stamp clock and one slot per database that uses agd.
+//!
+//! Owns what backends and workers must share: the strictly increasing clock, the count of events that wait for
+//! integration, the requests to the worker and its answers. Promises that every field is an atomic, so that nothing here
+//! can block or fail inside a commit callback. Never holds anything that a restart may not lose: the clock's floor and
+//! the counts are rebuilt from the tables.
+#![allow(unsafe_code)] // shared memory is laid out by hand and reached through one raw pointer
+
+use crate::error::{Error, Result};
+use pgrx::{pg_guard, pg_sys};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+/// How many databases of one server can use agd at once.
+pub const DATABASES: usize = 128;
+
+const MESSAGE_SIZE: usize = 256;
+
+/// What one database's backends and worker share.
+#[repr(C)]
+pub struct Database {
+    /// The database's oid; 0: this slot is free.
+    oid: AtomicU32,
+    /// The worker's process id; 0: no worker runs.
+    pub worker_pid: AtomicI32,
+    /// The worker's latch, null while no worker runs.
+    worker_latch: AtomicPtr<pg_sys::Latch>,
+    /// Somebody needs a worker here: the launcher starts one.
+    pub wanted: AtomicBool,
+    /// No worker is started before this time (microseconds since 2000-01-01): the database is being dropped or copied.
+    pub held_until: AtomicI64,
+    /// The clock's floor was restored from this database's tables since the server started.
+    pub clock_restored: AtomicBool,
+    /// Committed (or prepared) events that the worker has not integrated yet.
+    pub waiting: AtomicI64,
+    /// Passes asked for through agd.anchor().
+    requested: AtomicU64,
+    /// The newest request that a finished pass covers.
+    completed: AtomicU64,
+    /// Passes that failed.
+    failures: AtomicU64,
+    /// Events recorded by committed transactions since the server started.
+    pub recorded: AtomicU64,
+    /// Records withdrawn because their write did not happen, since the server started.
+    pub voided: AtomicU64,
+    /// Events integrated since the server started.
+    pub integrated: AtomicU64,
+    /// Wakes callers of agd.anchor().
+    answered: pg_sys::ConditionVariable,
+    message_length: AtomicU32,
+    message: [u8; MESSAGE_SIZE],
+}
+
+#[repr(C)]
+struct Shared {
+    clock: AtomicI64,
+    launcher_latch: AtomicPtr<pg_sys::Latch>,
+    databases: [Database; DATABASES],
+}
+
+static SHARED: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
+static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
+static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
+
+/// Reserves the shared memory. Called once, in the postmaster, from `_PG_init`.
+pub fn init() {
+    // SAFETY: _PG_init runs single-threaded in the postmaster; hooks are chained as PostgreSQL asks for.
+    unsafe {
+        PREVIOUS_REQUEST = pg_sys::shmem_request_hook;
+        pg_sys::shmem_request_hook = Some(request);
+        PREVIOUS_STARTUP = pg_sys::shmem_startup_hook;
+        pg_sys::shmem_startup_hook = Some(startup);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn request() {
+    // SAFETY: called by the postmaster in its shmem-request phase, the only place where this is allowed.
+    unsafe {
+        if let Some(previous) = PREVIOUS_REQUEST {
+            pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| previous());
+        }
+        pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn startup() {
+    // SAFETY: ShmemInitStruct returns size_of::<Shared>() bytes, maximally aligned; all-zero bytes are a valid Shared
+    // (atomics and arrays of them) but for the condition variables, which are initialised here, once, before any
+    // backend exists.
+    unsafe {
+        if let Some(previous) = PREVIOUS_STARTUP {
+            pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| previous());
+        }
+        let mut found = false;
+        let shared = pg_sys::ShmemInitStruct(c"agd".as_ptr(), size_of::<Shared>(), &mut found).cast::<Shared>();
+        if !found {
+            std::ptr::write_bytes(shared, 0, 1);
+            for index in 0..DATABASES {
+                pg_sys::ConditionVariableInit(&raw mut (*shared).databases[index].answered);
+            }
+        }
+        SHARED.store(shared, Ordering::Release);
+    }
+}
+
+fn shared() -> Result<&'static Shared> {
+    let shared = SHARED.load(Ordering::Acquire);
+    if shared.is_null() {
+        return Err(not_preloaded());
+    }
+    // SAFETY: the pointer was published by startup() and stays mapped for the life of the process; all fields that
+    // change are atomics.
+    Ok(unsafe { &*shared })
+}
+
+/// The one error for "the library is not in shared_preload_libraries".
+pub fn not_preloaded() -> Error {
+    Error::WrongState {
+        message: "agd is not loaded by shared_preload_libraries".into(),
+        hint: "Add agd to shared_preload_libraries in postgresql.conf, for example \
+               shared_preload_libraries = 'agd', and restart the server."
+            .into(),
+    }
+}
+
+/// The slot of the database this backend is connected to, claimed if it has none yet.
+pub fn this_database() -> Result<&'static Database> {
+    // SAFETY: MyDatabaseId is a plain global of this process.
+    database(unsafe { pg_sys::MyDatabaseId })
+}
+
+/// The slot of a database, claimed if it has none yet. 53400-like exhaustion is reported as a wrong state.
+pub fn database(oid: pg_sys::Oid) -> Result<&'static Database> {
+    let wanted = oid.to_u32();
+    let shared = shared()?;
+    if let Some(slot) = find(shared, wanted) {
+        return Ok(slot);
+    }
+    for slot in &shared.databases {
+        match slot.oid.compare_exchange(0, wanted, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return Ok(slot),
+            Err(present) if present == wanted => return Ok(slot),
+            Err(_) => {}
+        }
+    }
+    Err(Error::WrongState {
+        message: format!("{DATABASES} databases of this server use agd already"),
+        hint: "Drop the extension where it is not needed, or move a database to another server.".into(),
+    })
+}
+
+fn find(shared: &'static Shared, oid: u32) -> Option<&'static Database> {
+    shared.databases.iter().find(|slot| slot.oid.load(Ordering::Acquire) == oid)
+}
+
+/// The slot of a database if it has one.
+pub fn existing(oid: pg_sys::Oid) -> Option<&'static Database> {
+    find(shared().ok()?, oid.to_u32())
+}
+
+/// Every claimed slot, with its database's oid.
+pub fn databases() -> impl Iterator<Item = (pg_sys::Oid, &'static Database)> {
+    shared()
+        .into_iter()
+        .flat_map(|shared| shared.databases.iter())
+        .map(|slot| (slot.oid.load(Ordering::Acquire), slot))
+        .filter(|(oid, _)| *oid != 0)
+        .map(|(oid, slot)| (pg_sys::Oid::from(oid), slot))
+}
+
+// ---------------------------------------------------------------------------------------------------------- the clock
+
+/// The next commit stamp: microseconds since PostgreSQL's epoch, larger than every stamp drawn before.
+///
+/// `max(last + 1, now)` by compare-and-swap, so that a wall clock that steps back cannot reorder commits.
+pub fn next_stamp() -> Result<i64> {
+    let clock = &shared()?.clock;
+    // SAFETY: reads the system clock.
+    let now = unsafe { pg_sys::GetCurrentTimestamp() };
+    let mut last = clock.load(Ordering::Acquire);
+    loop {
+        let next = now.max(last + 1);
+        match clock.compare_exchange_weak(last, next, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return Ok(next),
+            Err(seen) => last = seen,
+        }
+    }
+}
+
+/// Raises the clock's floor: no stamp at or below it is drawn any more.
+pub fn raise_clock(floor: i64) -> Result<()> {
+    shared()?.clock.fetch_max(floor, Ordering::AcqRel);
+    Ok(())
+}
+
+// ----------------------------------------------------------------------------------------------- launcher and workers
+
+/// The launcher announces where it can be woken; null when it ends.
+pub fn set_launcher_latch(latch: *mut pg_sys::Latch) {
+    if let Ok(shared) = shared() {
+        shared.launcher_latch.store(latch, Ordering::Release);
+    }
+}
+
+/// Wakes the launcher, if one runs.
+pub fn wake_launcher() {
+    if let Ok(shared) = shared() {
+        wake(&shared.launcher_latch);
+    }
+}
+
+fn wake(latch: &AtomicPtr<pg_sys::Latch>) {
+    let latch = latch.load(Ordering::Acquire);
+    if !latch.is_null() {
+        // SAFETY: a process latch lives in shared memory for the server's whole life; setting the latch of a process
+        // that has just ended, or of its successor, is harmless.
+        unsafe { pg_sys::SetLatch(latch) };
+    }
+}
+
+impl Database {
+    /// The database is gone: its slot is free again.
+    pub fn release(&self) {
+        self.wanted.store(false, Ordering::Release);
+        self.clock_restored.store(false, Ordering::Release);
+        self.held_until.store(0, Ordering::Release);
+        self.waiting.store(0, Ordering::Release);
+        for counter in [&self.recorded, &self.voided, &self.integrated] {
+            counter.store(0, Ordering::Release);
+        }
+        self.oid.store(0, Ordering::Release);
+    }
+
+    /// A worker takes this database. False: another one has it.
+    pub fn attach_worker(&self, pid: i32, latch: *mut pg_sys::Latch) -> bool {
+        if self.worker_pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return false;
+        }
+        self.worker_latch.store(latch, Ordering::Release);
+        true
+    }
+
+    /// The worker leaves, if it is the one that is attached.
+    pub fn detach_worker(&self, pid: i32) {
+        if self.worker_pid.load(Ordering::Acquire) == pid {
+            self.worker_latch.store(std::ptr::null_mut(), Ordering::Release);
+            self.worker_pid.store(0, Ordering::Release);
+            self.broadcast();
+        }
+    }
+
+    /// Wakes the worker, or asks the launcher for one.
+    pub fn wake_worker(&self) {
+        if self.worker_pid.load(Ordering::Acquire) == 0 {
+            self.wanted.store(true, Ordering::Release);
+            wake_launcher();
+        } else {
+            wake(&self.worker_latch);
+        }
+    }
+
+    /// Adds committed events to those that wait, and wakes the worker when there is something to do for it: the first
+    /// event after a quiet time starts its age timer, and each full tile's worth is due at once.
+    pub fn add_waiting(&self, events: i64) {
+        let before = self.waiting.fetch_add(events, Ordering::AcqRel);
+        let due = before <= 0 || before < 256 && before + events >= 256;
+        if due || self.worker_pid.load(Ordering::Acquire) == 0 {
+            self.wake_worker();
+        }
+    }
+
+    /// Asks for a pass; the ticket is covered once [`Database::completed`] reaches it.
+    pub fn request_pass(&self) -> u64 {
+        let ticket = self.requested.fetch_add(1, Ordering::AcqRel) + 1;
+        self.wake_worker();
+        ticket
+    }
+
+    /// The newest request so far: read before a pass takes its snapshot.
+    pub fn newest_request(&self) -> u64 {
+        self.requested.load(Ordering::Acquire)
+    }
+
+    /// The newest request that is answered.
+    pub fn completed(&self) -> u64 {
+        self.completed.load(Ordering::Acquire)
+    }
+
+    /// How many passes have failed.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Acquire)
+    }
+
+    /// A pass that began after `ticket` was given out has been committed.
+    pub fn complete(&self, ticket: u64) {
+        self.completed.fetch_max(ticket, Ordering::AcqRel);
+        self.broadcast();
+    }
+
+    /// A pass failed: its callers get the message.
+    pub fn fail(&self, message: &str) {
+        let bytes = &message.as_bytes()[..message.floor_char_boundary(MESSAGE_SIZE)];
+        self.message_length.store(0, Ordering::Release);
+        // SAFETY: only the one attached worker writes the message. A reader that races with it sees a mix of two
+        // messages at worst; `message()` tolerates any bytes.
+        unsafe {
+            let target = (&raw const self.message).cast_mut().cast::<u8>();
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len());
+        }
+        self.message_length.store(bytes.len() as u32, Ordering::Release);
+        self.failures.fetch_add(1, Ordering::AcqRel);
+        self.broadcast();
+    }
+
+    /// Why the last failed pass failed.
+    pub fn message(&self) -> String {
+        let length = (self.message_length.load(Ordering::Acquire) as usize).min(MESSAGE_SIZE);
+        String::from_utf8_lossy(&self.message[..length]).into_owned()
+    }
+
+    fn broadcast(&self) {
+        // SAFETY: the condition variable was initialised at start-up and lives in shared memory.
+        unsafe { pg_sys::ConditionVariableBroadcast((&raw const self.answered).cast_mut()) };
+    }
+
+    /// Sleeps until the worker answers something or a second has passed. Interruptible.
+    pub fn wait_for_answer(&self, done: impl Fn() -> bool) {
+        // SAFETY: the documented pattern for condition variables: prepare, test, sleep, cancel.
+        unsafe {
+            let variable = (&raw const self.answered).cast_mut();
+            pg_sys::ConditionVariablePrepareToSleep(variable);
+            if !done() {
+                pg_sys::ConditionVariableTimedSleep(variable, 1000, pg_sys::PG_WAIT_EXTENSION);
+            }
+            pg_sys::ConditionVariableCancelSleep();
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The present transaction as agd sees it: what it recorded, who acts and why, and the record that closes it.
+//!
+//! Owns the backend-local state between the first audited write and the end of the transaction. Promises: an audited
+//! transaction that commits or is prepared has exactly one row in agd.transaction, with its commit stamp and the number
+//! of its events; when that row cannot be written nothing commits; nothing survives the transaction. Never does anything
+//! that can fail once the commit has happened.
+#![allow(unsafe_code)] // transaction callbacks and the backend's identity are raw PostgreSQL calls
+
+use crate::error::{Error, OrRaise, Result};
+use crate::{event, nesting, shmem, stamp, tenant};
+use agd_core::intent::{Intent, Intents, Operation, Void};
+use pgrx::prelude::*;
+use std::cell::RefCell;
+
+/// How a transaction came by its tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// No tenant is involved.
+    None,
+    /// The authenticated role is mapped to the tenant.
+    Role,
+    /// A superuser or owner wrote tenant rows without being bound.
+    Bypass,
+}
+
+impl Binding {
+    fn name(self) -> &'static str {
+        match self {
+            Binding::None => "none",
+            Binding::Role => "role",
+            Binding::Bypass => "bypass",
+        }
+    }
+}
+
+/// Events of one subtransaction that stand.
+struct Live {
+    subtransaction: u32,
+    events: i64,
+}
+
+struct Cause {
+    subtransaction: u32,
+    text: String,
+}
+
+#[derive(Default)]
+struct State {
+    next_n: i32,
+    live: Vec<Live>,
+    intents: Intents,
+    voided: u64,
+    causes: Vec<Cause>,
+    role_name: Option<String>,
+    bypass: bool,
+    /// The nesting level at which each open subtransaction began.
+    levels: Vec<(u32, u32)>,
+    /// The transaction record is written: no event may follow.
+    sealed: bool,
+    /// What the record said, for the shared counters after the commit.
+    recorded: i64,
+    created_extension: bool,
+}
+
+thread_local! {
+    static STATE: RefCell<State> = RefCell::new(State::default());
+}
+
+fn with<T>(body: impl FnOnce(&mut State) -> T) -> T {
+    STATE.with_borrow_mut(body)
+}
+
+/// Registers the transaction callbacks. Called once from `_PG_init`.
+pub fn init() {
+    // SAFETY: the callbacks are static functions; PostgreSQL keeps the pointers for the life of the process.
+    unsafe {
+        pg_sys::RegisterXactCallback(Some(transaction_event), std::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(subtransaction_event), std::ptr::null_mut());
+    }
+}
+
+fn subtransaction() -> u32 {
+    // SAFETY: reads the backend's transaction state.
+    unsafe { pg_sys::GetCurrentSubTransactionId() }
+}
+
+/// Takes the next number of an event in this transaction. 54000 beyond 2^31 - 1; 55000 once the record is sealed.
+pub fn next_event_number() -> Result<i32> {
+    with(|state| {
+        if state.sealed {
+            return Err(Error::WrongState {
+                message: "a guarded table was written after the transaction's record was closed".into(),
+                hint: "Another extension writes in its commit callback. Let it write earlier, or unguard that table."
+                    .into(),
+            });
+        }
+        let n = state.next_n;
+        state.next_n = n.checked_add(1).ok_or_else(|| Error::LimitExceeded {
+            message: "one transaction cannot record more than 2147483647 events".into(),
+            hint: "Split the work into several transactions.".into(),
+        })?;
+        if state.role_name.is_none() {
+            // The role at the first write; SET ROLE may have been undone by the time of the commit.
+            // SAFETY: reads the outer user id, which SECURITY DEFINER functions do not change.
+            state.role_name = Some(user_name(unsafe { pg_sys::GetOuterUserId() }));
+        }
+        Ok(n)
+    })
+}
+
+/// An event was inserted: it counts towards this transaction.
+pub fn event_recorded() {
+    let current = subtransaction();
+    with(|state| match state.live.last_mut() {
+        Some(live) if live.subtransaction == current => live.events += 1,
+        _ => state.live.push(Live { subtransaction: current, events: 1 }),
+    });
+}
+
+/// Remembers that a row was recorded and must be confirmed.
+pub fn expect_write(relation: pg_sys::Oid, operation: Operation, fingerprint: u64, place: (u32, u16)) {
+    let (level, current) = (nesting::level(), subtransaction());
+    let intent = Intent { fingerprint, block: place.0, offset: place.1 };
+    with(|state| state.intents.add(level, relation.to_u32(), operation, current, intent));
+}
+
+/// The row was written. False: what was written is not what was recorded.
+pub fn confirm_write(relation: pg_sys::Oid, operation: Operation, fingerprint: u64) -> bool {
+    let mut voids = Vec::new();
+    let confirmed =
+        with(|state| state.intents.confirm(nesting::level(), relation.to_u32(), operation, fingerprint, &mut voids));
+    withdraw(&voids);
+    confirmed
+}
+
+/// Are there records whose write has not been seen? (The cheap question at the end of every query.)
+pub fn intents_outstanding() -> bool {
+    with(|state| !state.intents.is_empty())
+}
+
+/// A query or COPY of this nesting level ended.
+pub fn query_ended(level: u32, triggers_belong_to_caller: bool) {
+    if triggers_belong_to_caller {
+        with(|state| state.intents.hand_up(level));
+        return;
+    }
+    let mut voids = Vec::new();
+    with(|state| state.intents.end_query(level, &mut voids));
+    withdraw(&voids);
+}
+
+fn withdraw(voids: &[Void]) {
+    if voids.is_empty() {
+        return;
+    }
+    event::delete(voids);
+    with(|state| {
+        state.voided += voids.len() as u64;
+        for void in voids {
+            if let Some(live) = state.live.iter_mut().rev().find(|live| live.subtransaction == void.subtransaction) {
+                live.events -= 1;
+            }
+        }
+    });
+}
+
+/// A cause was set (the cheap question on the hot path).
+pub fn has_cause() -> bool {
+    with(|state| !state.causes.is_empty())
+}
+
+/// Sets the cause of this transaction. One transaction has one cause: another one after events were recorded under the
+/// first is refused (55000).
+fn keep_cause(text: String) -> Result<()> {
+    let current = subtransaction();
+    with(|state| {
+        if let Some(present) = state.causes.last()
+            && present.text != text
+            && state.live.iter().any(|live| live.events > 0)
+        {
+            return Err(Error::WrongState {
+                message: "this transaction has recorded events under another cause".into(),
+                hint: "Commit first: a transaction has one cause.".into(),
+            });
+        }
+        state.causes.push(Cause { subtransaction: current, text });
+        Ok(())
+    })
+}
+
+/// A superuser or owner wrote a tenant's row without being bound to the tenant.
+pub fn note_bypass() {
+    with(|state| state.bypass = true);
+}
+
+/// CREATE EXTENSION agd ran in this transaction: the launcher looks for new work when it commits.
+pub fn note_extension_created() {
+    with(|state| state.created_extension = true);
+}
+
+/// `agd.set_cause(cause)`
+#[pg_extern(sql = false)]
+fn set_cause(cause: Option<&str>) {
+    let set = || -> Result<()> {
+        let cause = cause.map(str::trim).filter(|cause| !cause.is_empty()).ok_or_else(|| Error::BadArgument {
+            message: "a cause cannot be empty".into(),
+            hint: "Say why the change is made: SELECT agd.set_cause('ticket 4711: wrong address').".into(),
+        })?;
+        if cause.len() > event::MAX_CAUSE_BYTES {
+            return Err(Error::BadArgument {
+                message: format!("a cause of {} bytes is too long", cause.len()),
+                hint: format!("At most {} bytes. Name the document instead of quoting it.", event::MAX_CAUSE_BYTES),
+            });
+        }
+        keep_cause(cause.to_owned())
+    };
+    set().or_raise();
+}
+
+fn user_name(oid: pg_sys::Oid) -> String {
+    // SAFETY: GetUserNameFromId returns a palloc'd C string, or NULL with noerr for a role that was dropped meanwhile.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(oid, true);
+        if name.is_null() {
+            format!("(dropped role {})", oid.to_u32())
+        } else {
+            std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
+        }
+    }
+}
+
+/// The name of the role that authenticated this session (or SET SESSION AUTHORIZATION chose).
+pub fn session_user_name() -> String {
+    // SAFETY: reads the session user id.
+    user_name(unsafe { pg_sys::GetSessionUserId() })
+}
+
+/// Withdraws what was never written, then closes the transaction with its record and its commit stamp.
+fn close() -> Result<()> {
+    let mut voids = Vec::new();
+    with(|state| state.intents.end_query(0, &mut voids));
+    withdraw(&voids);
+
+    let (events, cause, role_name, bypass) = with(|state| {
+        let events: i64 = state.live.iter().map(|live| live.events).sum();
+        let cause = state.causes.last().map(|cause| cause.text.clone());
+        (events, cause, state.role_name.clone(), state.bypass)
+    });
+    if events == 0 {
+        return Ok(());
+    }
+    // DROP EXTENSION in this very transaction took the record along, and whoever may do that needs no telling.
+    // SAFETY: a catalog look-up.
+    if unsafe { pg_sys::get_extension_oid(c"agd".as_ptr(), true) } == pg_sys::InvalidOid {
+        return Ok(());
+    }
+    let events = i32::try_from(events).map_err(|_| Error::Internal("agd: more events than numbers".into()))?;
+    let bound = tenant::bound_tenant()?;
+    let binding = match (&bound, bypass) {
+        (Some(_), _) => Binding::Role,
+        (None, true) => Binding::Bypass,
+        (None, false) => Binding::None,
+    };
+    let session_user_name = session_user_name();
+    let record = event::TransactionRecord {
+        stamp: stamp::draw()?,
+        events,
+        principal: bound.is_some().then(|| session_user_name.clone()),
+        role_name: role_name.unwrap_or_else(|| session_user_name.clone()),
+        session_user_name,
+        cause,
+        binding: binding.name(),
+        application_name: event::application_name(),
+        client_addr: event::client_address(),
+    };
+    event::insert_transaction(&record)?;
+    with(|state| {
+        state.sealed = true;
+        state.recorded = i64::from(events);
+    });
+    Ok(())
+}
+
+fn forget() -> State {
+    with(std::mem::take)
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn transaction_event(what: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
+    match what {
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE
+            if with(|state| !state.live.is_empty()) =>
+        {
+            close().or_raise();
+        }
+        pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
+            let state = forget();
+            tenant::transaction_ended();
+            if (state.recorded > 0 || state.voided > 0 || state.created_extension)
+                && let Ok(database) = shmem::this_database()
+            {
+                use std::sync::atomic::Ordering::Relaxed;
+                database.voided.fetch_add(state.voided, Relaxed);
+                if state.recorded > 0 {
+                    database.recorded.fetch_add(state.recorded as u64, Relaxed);
+                    // A prepared transaction's events can be integrated when it is committed, not before.
+                    if what == pg_sys::XactEvent::XACT_EVENT_COMMIT {
+                        database.add_waiting(state.recorded);
+                    }
+                }
+                if state.created_extension {
+                    database.wake_worker();
+                }
+            }
+        }
+        pg_sys::XactEvent::XACT_EVENT_ABORT => {
+            forget();
+            nesting::return_to(0);
+            tenant::transaction_ended();
+        }
+        _ => {}
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn subtransaction_event(
+    what: pg_sys::SubXactEvent::Type,
+    subtransaction: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut std::ffi::c_void,
+) {
+    // Subtransaction numbers only grow, and one that is still open has a smaller number than everything inside it: what
+    // a rolled-back subtransaction did, committed children included, is what carries its number or a larger one.
+    match what {
+        pg_sys::SubXactEvent::SUBXACT_EVENT_START_SUB => {
+            with(|state| state.levels.push((subtransaction, nesting::level())));
+        }
+        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
+            with(|state| state.levels.retain(|(open, _)| *open < subtransaction));
+        }
+        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => with(|state| {
+            // An error jumped out of whatever ran inside.
+            if let Some((_, level)) = state.levels.iter().find(|(open, _)| *open == subtransaction) {
+                nesting::return_to(*level);
+            }
+            state.levels.retain(|(open, _)| *open < subtransaction);
+            state.live.retain(|live| live.subtransaction < subtransaction);
+            state.causes.retain(|cause| cause.subtransaction < subtransaction);
+            state.intents.abort_subtransaction(subtransaction);
+        }),
+        _ => {}
+    }
+}

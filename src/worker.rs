@@ -1,0 +1,521 @@
+//! The launcher, and one worker per database that has the extension.
+//!
+//! Owns when the sequencer runs: at 256 waiting events, by age, or on request. Promises that a worker that dies is
+//! started again, that one database has one worker at most, and that a quiet database is left asleep. Never does the
+//! sequencer's work itself, never touches the network.
+#![allow(unsafe_code)] // background workers are registered and run through raw structures
+
+use crate::error::{Error, OrRaise, Result};
+use crate::log::sequencer::{self, Outcome, Tails, clock};
+use crate::shmem::{self, Database};
+use crate::{catalog, settings};
+use pgrx::prelude::*;
+use std::ffi::{CStr, c_char, c_int, c_long};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Full tiles are due at once, but not more often than this: each pass commits.
+const PASS_INTERVAL: Duration = Duration::from_millis(100);
+/// So many waiting events make a pass due whatever the interval.
+const MANY_EVENTS: i64 = 1 << 16;
+/// A worker that failed is started again after this.
+const RESTART_DELAY: Duration = Duration::from_secs(1);
+
+fn write_name(target: &mut [c_char], name: &str) {
+    let length = target.len() - 1;
+    for (slot, byte) in target.iter_mut().zip(name.bytes().take(length).chain([0])) {
+        *slot = byte as c_char;
+    }
+}
+
+fn background_worker(name: &str, kind: &str, function: &str) -> pg_sys::BackgroundWorker {
+    let mut worker = pg_sys::BackgroundWorker {
+        bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as c_int,
+        bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
+        bgw_restart_time: pg_sys::BGW_NEVER_RESTART as c_int,
+        ..Default::default()
+    };
+    write_name(&mut worker.bgw_name, name);
+    write_name(&mut worker.bgw_type, kind);
+    write_name(&mut worker.bgw_library_name, "agd");
+    write_name(&mut worker.bgw_function_name, function);
+    worker
+}
+
+/// Registers the launcher. Called once, in the postmaster, from `_PG_init`.
+pub fn init() {
+    let mut launcher = background_worker("agd launcher", "agd launcher", "agd_launcher_main");
+    launcher.bgw_restart_time = 5;
+    // SAFETY: called while shared_preload_libraries is processed; the structure is copied.
+    unsafe { pg_sys::RegisterBackgroundWorker(&mut launcher) };
+}
+
+unsafe extern "C-unwind" {
+    // PostgreSQL's own handlers, as the C functions that they are.
+    fn die(signal: c_int);
+    #[link_name = "SignalHandlerForConfigReload"]
+    fn reload(signal: c_int);
+}
+
+fn install_signal_handlers() {
+    // SAFETY: `die` and the reload handler are PostgreSQL's own; interrupts are then served at safe points.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        {
+            pg_sys::pqsignal(pg_sys::SIGTERM as c_int, Some(die));
+            pg_sys::pqsignal(pg_sys::SIGHUP as c_int, Some(reload));
+        }
+        #[cfg(feature = "pg18")]
+        {
+            pg_sys::pqsignal_be(pg_sys::SIGTERM as c_int, Some(die));
+            pg_sys::pqsignal_be(pg_sys::SIGHUP as c_int, Some(reload));
+        }
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+/// Sleeps until woken or until the time is up (None: no limit), then serves interrupts and re-reads settings if asked to.
+fn sleep(limit: Option<Duration>) {
+    // SAFETY: the process latch is this process's own.
+    unsafe {
+        let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
+        if limit.is_some() {
+            events |= pg_sys::WL_TIMEOUT;
+        }
+        let timeout = limit.map_or(-1, |limit| limit.as_millis().clamp(1, 3_600_000) as c_long);
+        pg_sys::WaitLatch(pg_sys::MyLatch, events as c_int, timeout, pg_sys::PG_WAIT_EXTENSION);
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+        pgrx::check_for_interrupts!();
+        if pg_sys::ConfigReloadPending != 0 {
+            pg_sys::ConfigReloadPending = 0;
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}
+
+/// One transaction of a background process.
+fn in_transaction<T>(repeatable_read: bool, body: impl FnOnce() -> Result<T>) -> T {
+    // SAFETY: the pattern of every background worker; an error ends the process.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        if repeatable_read {
+            pg_sys::XactIsoLevel = pg_sys::XACT_REPEATABLE_READ as c_int;
+        }
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let result = body().or_raise();
+        pg_sys::PopActiveSnapshot();
+        pg_sys::CommitTransactionCommand();
+        pg_sys::pgstat_report_stat(true);
+        result
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------- the launcher
+
+/// The launcher's main function.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn agd_launcher_main(_argument: pg_sys::Datum) {
+    install_signal_handlers();
+    // SAFETY: connects to no database: shared catalogs only.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
+        shmem::set_launcher_latch(pg_sys::MyLatch);
+        pg_sys::before_shmem_exit(Some(launcher_exits), pg_sys::Datum::from(0));
+    }
+    // Which databases have the extension shows only inside them: one short visit each.
+    for database in connectable_databases() {
+        if !start_worker(database) {
+            break;
+        }
+        sleep(Some(Duration::from_millis(20)));
+    }
+    loop {
+        let mut again = None;
+        let mut present = None;
+        for (oid, database) in shmem::databases() {
+            if !database.wanted.load(Ordering::Acquire) || database.worker_pid.load(Ordering::Acquire) != 0 {
+                continue;
+            }
+            if !present.get_or_insert_with(connectable_databases).contains(&oid) {
+                database.release();
+                continue;
+            }
+            again = Some(RESTART_DELAY);
+            if database.held_until.load(Ordering::Acquire) > clock() {
+                continue;
+            }
+            // Not again before the delay, unless the worker asks for it anew.
+            database.held_until.store(clock() + RESTART_DELAY.as_micros() as i64, Ordering::Release);
+            start_worker(oid);
+        }
+        sleep(again);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn launcher_exits(_code: c_int, _argument: pg_sys::Datum) {
+    shmem::set_launcher_latch(std::ptr::null_mut());
+}
+
+fn connectable_databases() -> Vec<pg_sys::Oid> {
+    in_transaction(false, || {
+        let relation = catalog::Relation::open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock);
+        let mut databases = Vec::new();
+        catalog::scan(&relation, None, std::ptr::null_mut(), &mut [], |tuple| {
+            // SAFETY: a tuple of pg_database begins with its fixed part.
+            let database = unsafe { &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>() };
+            if database.datallowconn {
+                databases.push(database.oid);
+            }
+            Ok(())
+        })?;
+        Ok(databases)
+    })
+}
+
+/// False: no worker process is to be had now.
+fn start_worker(database: pg_sys::Oid) -> bool {
+    let mut worker =
+        background_worker(&format!("agd worker for database {}", database.to_u32()), "agd worker", "agd_worker_main");
+    worker.bgw_main_arg = pg_sys::Datum::from(database);
+    // SAFETY: the structure is copied; no handle is wanted. The launcher is told when the worker ends.
+    unsafe {
+        worker.bgw_notify_pid = pg_sys::MyProcPid;
+        let registered = pg_sys::RegisterDynamicBackgroundWorker(&mut worker, std::ptr::null_mut());
+        if !registered {
+            log!("agd: no background worker is free for database {}: raise max_worker_processes", database.to_u32());
+        }
+        registered
+    }
+}
+
+// --------------------------------------------------------------------------------------------------------- the worker
+
+/// A worker's main function; the argument is its database's oid.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn agd_worker_main(argument: pg_sys::Datum) {
+    install_signal_handlers();
+    let oid = pg_sys::Oid::from(argument.value() as u32);
+    // SAFETY: connects as the bootstrap superuser.
+    unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0) };
+    if !extension_installed() {
+        if let Some(database) = shmem::existing(oid) {
+            database.wanted.store(false, Ordering::Release);
+        }
+        return;
+    }
+    let database = shmem::database(oid).or_raise();
+    // SAFETY: this process's own pid and latch; settings of this process alone.
+    unsafe {
+        if !database.attach_worker(pg_sys::MyProcPid, pg_sys::MyLatch) {
+            return;
+        }
+        pg_sys::before_shmem_exit(Some(worker_exits), argument);
+        // What is integrated may be published, so it must be on disk whatever the session's default is.
+        for (name, value) in [
+            (c"synchronous_commit", c"on"),
+            (c"search_path", c"pg_catalog, pg_temp"),
+            (c"application_name", c"agd worker"),
+            (c"default_transaction_read_only", c"off"),
+            (c"statement_timeout", c"0"),
+            (c"lock_timeout", c"0"),
+        ] {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
+    }
+    database.wanted.store(false, Ordering::Release);
+    Worker { database, timer: Some(Instant::now()), last_pass: None }.run();
+    // The extension was dropped: nothing to restart for.
+    database.wanted.store(false, Ordering::Release);
+    unsafe {
+        // SAFETY: this process's own pid.
+        database.detach_worker(pg_sys::MyProcPid);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn worker_exits(_code: c_int, argument: pg_sys::Datum) {
+    if let Some(database) = shmem::existing(pg_sys::Oid::from(argument.value() as u32)) {
+        // SAFETY: this process's own pid.
+        let pid = unsafe { pg_sys::MyProcPid };
+        if database.worker_pid.load(Ordering::Acquire) == pid {
+            database.wanted.store(true, Ordering::Release);
+            database.detach_worker(pid);
+            shmem::wake_launcher();
+        }
+    }
+}
+
+fn extension_installed() -> bool {
+    in_transaction(false, || {
+        // SAFETY: a catalog look-up.
+        Ok(unsafe { pg_sys::get_extension_oid(c"agd".as_ptr(), true) } != pg_sys::InvalidOid)
+    })
+}
+
+struct Worker {
+    database: &'static Database,
+    /// Since when something waits for an anchor; None: nothing does.
+    timer: Option<Instant>,
+    last_pass: Option<Instant>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        // What was committed before this worker started is taken up at once; its tails follow by age.
+        if !self.passes(false, false) {
+            return;
+        }
+        loop {
+            let ticket = self.database.newest_request();
+            let requested = ticket > self.database.completed();
+            let waiting = self.database.waiting.load(Ordering::Acquire);
+            if waiting > 0 {
+                self.timer.get_or_insert_with(Instant::now);
+            }
+            let age_left = self.timer.map(|since| max_age().saturating_sub(since.elapsed()));
+            let by_age = age_left.is_some_and(|left| left.is_zero());
+            let pause = self.last_pass.map_or(Duration::ZERO, |last| PASS_INTERVAL.saturating_sub(last.elapsed()));
+            let full = waiting >= 256 && (pause.is_zero() || waiting >= MANY_EVENTS);
+            if requested || by_age || full {
+                if !self.passes(requested || by_age, by_age) {
+                    return;
+                }
+                if requested {
+                    self.database.complete(ticket);
+                }
+                continue;
+            }
+            sleep(if waiting >= 256 { Some(pause) } else { age_left });
+        }
+    }
+
+    /// One pass, and those that take up what a pass recorded itself. False: the extension is gone.
+    fn passes(&mut self, all_tails: bool, by_age: bool) -> bool {
+        let mut platform = false;
+        loop {
+            if !extension_installed() {
+                return false;
+            }
+            let waiting = self.database.waiting.load(Ordering::Acquire);
+            let outcome = self.pass(Tails { open_since: if all_tails { i64::MAX } else { i64::MIN }, platform });
+            let left = self.database.waiting.fetch_sub(outcome.events as i64, Ordering::AcqRel) - outcome.events as i64;
+            // Counts of before a restart, or of a commit that was seen before it was counted: set right when at rest.
+            if left < 0 || by_age && outcome.events == 0 {
+                let seen = if left < 0 { left } else { waiting };
+                let _ = self.database.waiting.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Acquire);
+            }
+            self.database.integrated.fetch_add(outcome.events, Ordering::AcqRel);
+            platform = outcome.anchored_tail;
+            if !(outcome.recorded && (all_tails || outcome.anchored_tail)) {
+                if all_tails {
+                    self.timer = None;
+                } else if outcome.events > 0 {
+                    self.timer.get_or_insert_with(Instant::now);
+                }
+                break;
+            }
+        }
+        self.last_pass = Some(Instant::now());
+        true
+    }
+
+    fn pass(&self, tails: Tails) -> Outcome {
+        // SAFETY: the activity text is static.
+        unsafe {
+            pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, c"agd: integrating events".as_ptr());
+        }
+        let database = self.database;
+        let outcome =
+            PgTryBuilder::new(std::panic::AssertUnwindSafe(|| in_transaction(true, || sequencer::pass(tails))))
+                .catch_others(|caught| {
+                    // Told to whoever waits, then raised again: the process ends and is started anew.
+                    let message = match &caught {
+                        pg_sys::panic::CaughtError::PostgresError(report)
+                        | pg_sys::panic::CaughtError::ErrorReport(report)
+                        | pg_sys::panic::CaughtError::RustPanic { ereport: report, .. } => report.message().to_owned(),
+                    };
+                    database.fail(&message);
+                    caught.rethrow()
+                })
+                .execute();
+        // SAFETY: as above.
+        unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null()) };
+        outcome
+    }
+}
+
+fn max_age() -> Duration {
+    Duration::from_micros(settings::anchor_max_age() as u64)
+}
+
+// ------------------------------------------------------------------------------------------------ from other backends
+
+/// Asks the worker for a pass over everything committed so far, tails included, and waits for it.
+pub fn integrate_now(database: &'static Database) -> Result<()> {
+    // SAFETY: reads the server's state.
+    if unsafe { pg_sys::RecoveryInProgress() } {
+        return Err(Error::WrongState {
+            message: "a standby cannot integrate events".into(),
+            hint: "Call agd.anchor() on the primary.".into(),
+        });
+    }
+    let failures = database.failures();
+    let ticket = database.request_pass();
+    let mut no_worker_since: Option<Instant> = None;
+    loop {
+        pgrx::check_for_interrupts!();
+        if database.completed() >= ticket {
+            return Ok(());
+        }
+        if database.failures() != failures {
+            return Err(Error::WrongState {
+                message: format!("the agd worker could not integrate: {}", database.message()),
+                hint: "Writes go on and are recorded. The server's log tells more; the worker tries again by itself."
+                    .into(),
+            });
+        }
+        if database.worker_pid.load(Ordering::Acquire) == 0 {
+            database.wake_worker();
+            if no_worker_since.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(15) {
+                return Err(Error::WrongState {
+                    message: "no agd worker runs for this database".into(),
+                    hint: "The server's log tells why; often max_worker_processes is too small.".into(),
+                });
+            }
+        } else {
+            no_worker_since = None;
+        }
+        database.wait_for_answer(|| database.completed() >= ticket || database.failures() != failures);
+    }
+}
+
+/// Is this statement one that [`before_utility`] must see?
+///
+/// # Safety
+/// `node` is a utility statement's parse node.
+pub unsafe fn concerns_a_database(node: *mut pg_sys::Node) -> bool {
+    // SAFETY: the tag tells the node's type.
+    unsafe {
+        match (*node).type_ {
+            pg_sys::NodeTag::T_DropdbStmt | pg_sys::NodeTag::T_CreatedbStmt => true,
+            pg_sys::NodeTag::T_RenameStmt => {
+                (*node.cast::<pg_sys::RenameStmt>()).renameType == pg_sys::ObjectType::OBJECT_DATABASE
+            }
+            _ => false,
+        }
+    }
+}
+
+/// DROP, RENAME and copy of a database fail while anybody is connected to it: the worker leaves first.
+///
+/// # Safety
+/// `node` is a utility statement's parse node.
+pub unsafe fn before_utility(node: *mut pg_sys::Node) {
+    // SAFETY: the tag tells the node's type; strings in parse nodes are C strings or null.
+    let name = unsafe {
+        match (*node).type_ {
+            pg_sys::NodeTag::T_DropdbStmt => (*node.cast::<pg_sys::DropdbStmt>()).dbname,
+            pg_sys::NodeTag::T_RenameStmt
+                if (*node.cast::<pg_sys::RenameStmt>()).renameType == pg_sys::ObjectType::OBJECT_DATABASE =>
+            {
+                (*node.cast::<pg_sys::RenameStmt>()).subname
+            }
+            pg_sys::NodeTag::T_CreatedbStmt => template_of((*node.cast::<pg_sys::CreatedbStmt>()).options),
+            _ => return,
+        }
+    };
+    if name.is_null() {
+        return;
+    }
+    // SAFETY: catalog look-ups inside the statement's transaction.
+    let database = unsafe {
+        let oid = pg_sys::get_database_oid(name, true);
+        let user = pg_sys::GetUserId();
+        #[cfg(feature = "pg15")]
+        let owner = oid != pg_sys::InvalidOid && pg_sys::pg_database_ownercheck(oid, user);
+        #[cfg(not(feature = "pg15"))]
+        let owner = oid != pg_sys::InvalidOid && pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, oid, user);
+        if !owner {
+            return;
+        }
+        shmem::existing(oid)
+    };
+    if let Some(database) = database {
+        send_away(database);
+    }
+}
+
+/// # Safety
+/// `options` is a list of DefElem nodes or null.
+unsafe fn template_of(options: *mut pg_sys::List) -> *mut c_char {
+    // SAFETY: list cells of CREATE DATABASE's options are DefElem nodes.
+    unsafe {
+        let options = pgrx::PgList::<pg_sys::DefElem>::from_pg(options);
+        for option in options.iter_ptr() {
+            if CStr::from_ptr((*option).defname) == c"template" && !(*option).arg.is_null() {
+                return pg_sys::defGetString(option);
+            }
+        }
+    }
+    std::ptr::null_mut()
+}
+
+fn send_away(database: &Database) {
+    unsafe extern "C" {
+        fn kill(pid: c_int, signal: c_int) -> c_int;
+    }
+    database.held_until.store(clock() + 10_000_000, Ordering::Release);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(5) {
+        let pid = database.worker_pid.load(Ordering::Acquire);
+        if pid == 0 {
+            // The process leaves the process array a moment after it detached.
+            // SAFETY: sleeps.
+            unsafe { pg_sys::pg_usleep(20_000) };
+            return;
+        }
+        // SAFETY: the pid is that of our own worker, which detaches before it ends.
+        unsafe { kill(pid, pg_sys::SIGTERM as c_int) };
+        // SAFETY: sleeps.
+        unsafe { pg_sys::pg_usleep(10_000) };
+        pgrx::check_for_interrupts!();
+    }
+}
+
+/// `agd.worker_status()`
+#[allow(clippy::type_complexity)] // the shape of the SQL function
+#[pg_extern(sql = false)]
+fn worker_status() -> TableIterator<
+    'static,
+    (
+        name!(recorded, i64),
+        name!(voided, i64),
+        name!(integrated, i64),
+        name!(waiting, i64),
+        name!(worker_pid, Option<i32>),
+        name!(failures, i64),
+        name!(last_failure, Option<String>),
+    ),
+> {
+    let database = shmem::this_database().or_raise();
+    let pid = database.worker_pid.load(Ordering::Acquire);
+    let failures = database.failures();
+    TableIterator::once((
+        database.recorded.load(Ordering::Acquire) as i64,
+        database.voided.load(Ordering::Acquire) as i64,
+        database.integrated.load(Ordering::Acquire) as i64,
+        database.waiting.load(Ordering::Acquire).max(0),
+        (pid != 0).then_some(pid),
+        failures as i64,
+        (failures > 0).then(|| database.message()),
+    ))
+}

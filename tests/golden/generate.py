@@ -1,0 +1,362 @@
+#!/usr/bin/env python3
+"""Makes the golden vectors of this folder.
+
+A second implementation of docs/formats.md, in another language and with nothing but the standard library, so that the
+vectors do not come from the code they check. Run it in this folder; it writes entries.json, images.json, tree.json and
+notes.json, always the same bytes.
+"""
+
+import base64
+import hashlib
+import json
+
+# --- RFC 6962 ---------------------------------------------------------------------------------------------------------
+
+
+def sha256(data):
+    return hashlib.sha256(data).digest()
+
+
+def leaf_hash(entry):
+    return sha256(b"\x00" + entry)
+
+
+def node_hash(left, right):
+    return sha256(b"\x01" + left + right)
+
+
+def split(n):
+    """The largest power of two below n."""
+    k = 1
+    while k * 2 < n:
+        k *= 2
+    return k
+
+
+def mth(leaves):
+    if not leaves:
+        return sha256(b"")
+    if len(leaves) == 1:
+        return leaves[0]
+    k = split(len(leaves))
+    return node_hash(mth(leaves[:k]), mth(leaves[k:]))
+
+
+def path(m, leaves):
+    if len(leaves) == 1:
+        return []
+    k = split(len(leaves))
+    if m < k:
+        return path(m, leaves[:k]) + [mth(leaves[k:])]
+    return path(m - k, leaves[k:]) + [mth(leaves[:k])]
+
+
+def subproof(m, leaves, whole):
+    if m == len(leaves):
+        return [] if whole else [mth(leaves)]
+    k = split(len(leaves))
+    if m <= k:
+        return subproof(m, leaves[:k], whole) + [mth(leaves[k:])]
+    return subproof(m - k, leaves[k:], False) + [mth(leaves[:k])]
+
+
+# --- tlog-tiles -------------------------------------------------------------------------------------------------------
+
+
+def tile_path(level, index, width):
+    groups = [f"{index % 1000:03}"]
+    while index >= 1000:
+        index //= 1000
+        groups.insert(0, f"x{index % 1000:03}")
+    return f"tile/{level}/{'/'.join(groups)}" + (f".p/{width}" if width < 256 else "")
+
+
+def tiles_but_full_leaf_tiles(size):
+    paths, level = [], 0
+    while size >> (8 * level):
+        hashes = size >> (8 * level)
+        if level > 0:
+            paths += [tile_path(level, index, 256) for index in range(hashes // 256)]
+        if hashes % 256:
+            paths.append(tile_path(level, hashes // 256, hashes % 256))
+        level += 1
+    return paths
+
+
+# --- Ed25519 (RFC 8032), for signing the test notes: neither fast nor safe against side channels ---------------------
+
+P = 2**255 - 19
+L = 2**252 + 27742317777372353535851937790883648493
+D = -121665 * pow(121666, -1, P) % P
+BASE_Y = 4 * pow(5, -1, P) % P
+
+
+def recover_x(y):
+    square = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
+    x = pow(square, (P + 3) // 8, P)
+    if (x * x - square) % P:
+        x = x * pow(2, (P - 1) // 4, P) % P
+    return x if x % 2 == 0 else P - x
+
+
+BASE = (recover_x(BASE_Y), BASE_Y)
+
+
+def add(a, b):
+    (x1, y1), (x2, y2) = a, b
+    t = D * x1 * x2 * y1 * y2 % P
+    return (x1 * y2 + x2 * y1) * pow(1 + t, -1, P) % P, (y1 * y2 + x1 * x2) * pow(1 - t, -1, P) % P
+
+
+def multiply(scalar, point):
+    result = (0, 1)
+    while scalar:
+        if scalar & 1:
+            result = add(result, point)
+        point = add(point, point)
+        scalar >>= 1
+    return result
+
+
+def compress(point):
+    x, y = point
+    return (y | (x & 1) << 255).to_bytes(32, "little")
+
+
+def expand(seed):
+    digest = hashlib.sha512(seed).digest()
+    scalar = int.from_bytes(digest[:32], "little")
+    return scalar & ((1 << 254) - 8) | 1 << 254, digest[32:]
+
+
+def public_key(seed):
+    return compress(multiply(expand(seed)[0], BASE))
+
+
+def sign(seed, message):
+    scalar, prefix = expand(seed)
+    r = int.from_bytes(hashlib.sha512(prefix + message).digest(), "little") % L
+    point = compress(multiply(r, BASE))
+    challenge = hashlib.sha512(point + public_key(seed) + message).digest()
+    s = (r + int.from_bytes(challenge, "little") * scalar) % L
+    return point + s.to_bytes(32, "little")
+
+
+# --- signed-note ------------------------------------------------------------------------------------------------------
+
+
+def b64(data):
+    return base64.b64encode(data).decode()
+
+
+def key_id(name, key_type, seed):
+    return sha256(name.encode() + b"\n" + bytes([key_type]) + public_key(seed))[:4]
+
+
+def vkey(name, key_type, seed):
+    key = b64(bytes([key_type]) + public_key(seed))
+    return f"{name}+{key_id(name, key_type, seed).hex()}+{key}"
+
+
+def signature_line(name, key_type, seed, signature):
+    return f"— {name} {b64(key_id(name, key_type, seed) + signature)}\n"
+
+
+# --- agd --------------------------------------------------------------------------------------------------------------
+
+
+def civil(days):
+    """Year, month and day of a day counted from 1970-01-01, by walking: slow and plain."""
+
+    def leap(year):
+        return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+
+    year = 1970 + 400 * (days // 146097)
+    days %= 146097
+    while days >= 365 + leap(year):
+        days -= 365 + leap(year)
+        year += 1
+    month = 1
+    for length in (31, 28 + leap(year), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31):
+        if days < length:
+            break
+        days -= length
+        month += 1
+    return year, month, days + 1
+
+
+def time(micros):
+    year, month, day = civil(micros // 86_400_000_000)
+    rest = micros % 86_400_000_000
+    second, fraction = divmod(rest, 1_000_000)
+    sign_ = "-" if year < 0 else "+"
+    shown = f"{year:04}" if 0 <= year <= 9999 else f"{sign_}{abs(year):06}"
+    return (
+        f"{shown}-{month:02}-{day:02}T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}.{fraction:06}Z"
+    )
+
+
+def entry(event):
+    fields = {key: value for key, value in event.items() if key not in ("xact_id", "n")}
+    fields["v"] = 1
+    fields["event_id"] = f"{event['xact_id']}-{event['n']}"
+    for key in ("at", "committed_at"):
+        fields[key] = time(int(event[key]))
+    for key in ("row_key", "old", "new"):
+        if key in fields:
+            fields[key] = "sha256:" + fields[key]
+    # All keys are ASCII and the one number is 1: this is RFC 8785.
+    return json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def image_digest(kind, salt, text):
+    return sha256(b"agd-image-v1\x00" + kind.encode() + b"\x00" + salt + text.encode())
+
+
+def checkpoint(origin, size, root):
+    return f"{origin}\n{size}\n{b64(root)}\n"
+
+
+# --- the vectors ------------------------------------------------------------------------------------------------------
+
+SALT = bytes(range(16))
+AT = 1_795_210_265_000_001  # 2026-11-20T21:31:05.000001Z
+
+
+def event(name, **fields):
+    base = {
+        "xact_id": "7431",
+        "n": 2,
+        "action": "INSERT",
+        "at": str(AT),
+        "committed_at": str(AT + 1),
+        "session_user_name": "app",
+        "role_name": "app",
+        "binding": "role",
+    }
+    return name, base | fields
+
+
+def events():
+    controls = "".join(map(chr, range(0x20)))
+    yield event("least")
+    yield event(
+        "all fields",
+        action="UPDATE",
+        tenant="acme",
+        relation="public.orders",
+        guard_id="0193f1c2-5d3e-7c41-9a53-0b6d1f2e3a4b",
+        row_key=image_digest("key", SALT, '{"id":7}').hex(),
+        old=image_digest("old", SALT, '{"id":7,"total":1}').hex(),
+        new=image_digest("new", SALT, '{"id":7,"total":2}').hex(),
+        body="text",
+        principal="writer-1",
+        fleet_id="9f86d081884c7d65",
+        cause="ticket 4711",
+        binding="token",
+        application_name="orders-api",
+        client_addr="192.0.2.7",
+    )
+    yield event("escapes", cause=controls + '"\\/\x7f\u0080\u2028\u2029€\ufffd😀', application_name='"', relation="\\")
+    yield event("empty strings", action="", session_user_name="", role_name="", binding="", cause="", tenant="")
+    yield event("largest ids", xact_id=str(2**64 - 1), n=2**32 - 1)
+    yield event("smallest ids", xact_id="0", n=0)
+    yield event("epoch", at="0", committed_at="-1")
+    yield event("leap days", at="951782400000000", committed_at="-2203891200000000")
+    yield event("four-digit years", at="-62167219200000000", committed_at="253402300799999999")
+    yield event("six-digit years", at="-62167219200000001", committed_at="253402300800000000")
+    yield event("all of i64", at=str(-(2**63)), committed_at=str(2**63 - 1))
+    yield event(
+        "tenant checkpoint",
+        action="CHECKPOINT",
+        body=checkpoint("agd-7/db/t/acme", 256, sha256(b"root")),
+        session_user_name="postgres",
+        role_name="postgres",
+        binding="system",
+    )
+    yield event(
+        "denied", action="DENIED", tenant="acme", relation="public.orders", cause="42501", client_addr="2001:db8::1"
+    )
+
+
+def write(file, content):
+    with open(file, "w", encoding="utf-8") as out:
+        json.dump(content, out, ensure_ascii=True, indent=1)
+        out.write("\n")
+
+
+def main():
+    vectors = [
+        {"name": name, "event": fields, "entry": entry(fields).decode(), "leaf_hash": leaf_hash(entry(fields)).hex()}
+        for name, fields in events()
+    ]
+    framed = b"".join(len(entry(f)).to_bytes(2, "big") + entry(f) for _, f in events())
+    write("entries.json", {"entries": vectors, "bundle": framed.hex()})
+
+    texts = ["", "{}", '{"id":7,"name":"Zo\u00eb 😀"}', "x" * 300]
+    images = [
+        {"kind": kind, "salt": salt.hex(), "text": text, "digest": image_digest(kind, salt, text).hex()}
+        for kind in ("key", "old", "new")
+        for salt in (bytes(16), SALT)
+        for text in texts
+    ]
+    write("images.json", {"images": images})
+
+    # The inputs of Certificate Transparency's own tests.
+    inputs = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
+    entries = [bytes.fromhex(i) for i in inputs]
+    leaves = [leaf_hash(e) for e in entries]
+    sizes = range(1, len(leaves) + 1)
+    decimal = [leaf_hash(str(i).encode()) for i in range(70_000)]
+    write(
+        "tree.json",
+        {
+            "leaves": [{"entry": i, "leaf_hash": h.hex()} for i, h in zip(inputs, leaves)],
+            "roots": [mth(leaves[:size]).hex() for size in range(len(leaves) + 1)],
+            "inclusion": [
+                {"index": index, "size": size, "path": [h.hex() for h in path(index, leaves[:size])]}
+                for size in sizes
+                for index in range(size)
+            ],
+            "consistency": [
+                {"from": old, "to": new, "path": [h.hex() for h in subproof(old, leaves[:new], True)]}
+                for new in sizes
+                for old in range(1, new + 1)
+            ],
+            "large_leaf": "the entry of leaf i is i in decimal ASCII",
+            "large": [
+                {"size": size, "root": mth(decimal[:size]).hex(), "tiles": tiles_but_full_leaf_tiles(size)}
+                for size in (1, 255, 256, 257, 65_535, 65_536, 65_537, 70_000)
+            ],
+        },
+    )
+
+    notes = []
+    witness, witness_seed, witness_time = "witness.example/w1", bytes([0x42] * 32), 1_795_210_266
+    for origin, size, leaf_count in (("agd-7/db", "8", 8), ("agd-7/db/t/acme", "0", 0)):
+        seed = bytes(range(32))
+        root = mth(leaves[:leaf_count])
+        body = checkpoint(origin, size, root)
+        note = body + "\n" + signature_line(origin, 1, seed, sign(seed, body.encode()))
+        cosigned = f"cosignature/v1\ntime {witness_time}\n{body}".encode()
+        cosignature = witness_time.to_bytes(8, "big") + sign(witness_seed, cosigned)
+        notes.append(
+            {
+                "name": origin,
+                "seed": seed.hex(),
+                "vkey": vkey(origin, 1, seed),
+                "origin": origin,
+                "size": size,
+                "root": root.hex(),
+                "body": body,
+                "note": note,
+                "witness_vkey": vkey(witness, 4, witness_seed),
+                "witness_time": witness_time,
+                "cosigned": note + signature_line(witness, 4, witness_seed, cosignature),
+            }
+        )
+    write("notes.json", {"notes": notes})
+
+
+if __name__ == "__main__":
+    main()
