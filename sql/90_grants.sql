@@ -9,6 +9,10 @@ GRANT USAGE ON SCHEMA agd TO PUBLIC;
 -- Open to all: policies call current_tenant() as whoever reads the table, and every writer may say why it writes.
 GRANT EXECUTE ON FUNCTION agd.current_tenant(), agd.current_principal(), agd.set_cause(text) TO PUBLIC;
 
+-- Whoever makes a partition of a guarded table has the guard's row triggers cloned, and PostgreSQL asks that role for
+-- EXECUTE. A trigger made by hand gains nothing: the functions serve only the tree of the guard they are told.
+GRANT EXECUTE ON FUNCTION agd.record_write(), agd.confirm_write(), agd.refuse_truncate() TO PUBLIC;
+
 -- The views check who asks (agd.may_read); these functions are what they call as the asking user.
 GRANT EXECUTE ON FUNCTION agd.may_read(text), agd.may_read_payload(text), agd.is_publisher(),
   agd.leaf_index(text, text, timestamptz), agd.guard_id(regclass) TO agd_platform, agd_auditor, agd_publisher, agd_tenant;

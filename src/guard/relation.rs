@@ -116,10 +116,10 @@ fn load(relation: pg_sys::Relation, guard_id: &CStr) -> Result<Guarded> {
         }
         Ok(())
     })?;
-    // SAFETY: an open relation has rd_rel.
-    let (oid, is_partition) = unsafe { ((*relation).rd_id, (*(*relation).rd_rel).relispartition) };
+    // SAFETY: an open relation has an oid.
+    let partition_root = unsafe { partition_root((*relation).rd_id) };
     let Some((root, tenant_column, require_cause, record_truncate)) =
-        found.filter(|(root, ..)| *root == oid || is_partition)
+        found.filter(|(root, ..)| *root == partition_root)
     else {
         return Err(Error::WrongState {
             message: "a guard's trigger stands on a table that is not registered as guarded".into(),
@@ -128,6 +128,23 @@ fn load(relation: pg_sys::Relation, guard_id: &CStr) -> Result<Guarded> {
     };
     let format = row_format(relation)?;
     Ok(Guarded { guard_id, root, name: qualified_name(root), tenant_column, require_cause, record_truncate, format })
+}
+
+/// The top of a partition's tree; a table that is no partition is its own.
+///
+/// Trigger functions are open to all, since whoever makes a partition has the root's triggers cloned under its own name;
+/// so a trigger's word for which guard it serves counts only on that guard's tree.
+unsafe fn partition_root(mut oid: pg_sys::Oid) -> pg_sys::Oid {
+    unsafe extern "C-unwind" {
+        fn get_partition_parent(relation: pg_sys::Oid, even_if_detached: bool) -> pg_sys::Oid;
+    }
+    // SAFETY: catalog look-ups; a partition has a parent.
+    unsafe {
+        while pg_sys::get_rel_relispartition(oid) {
+            oid = pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| get_partition_parent(oid, true));
+        }
+    }
+    oid
 }
 
 /// The primary key's attribute numbers, in its order. 55000 when there is none.
