@@ -100,35 +100,46 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION agd.coverage() IS 'every table of this database: is it guarded, and is its guard intact';
 
--- What the guards are, as one digest: when it changes, the platform log says so, and every anchor carries it. Made of
--- names and definitions, never of oids, so that a restored database has the same.
+-- What the guards are, as one digest: when it changes, the platform log says so, and every anchor carries it.
+--
+-- Made of names and definitions, never of oids, so that a restored database has the same. And made of catalog rows alone:
+-- the worker calls it, and must not wait for a lock that somebody holds on a guarded table (pg_partition_tree and
+-- pg_get_expr would). So a policy is its expression's tree without object numbers, plus the names of all it refers to.
 CREATE FUNCTION agd.guard_state() RETURNS bytea
   LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-  SELECT pg_catalog.sha256(pg_catalog.convert_to(COALESCE(pg_catalog.string_agg(line, E'\n' ORDER BY line COLLATE "C"), ''), 'UTF8'))
-    FROM (
-      SELECT pg_catalog.format('guard %s %s %s %s %s', g.guard_id, g.relation, g.tenant_column, g.require_cause, g.on_truncate)
-        FROM agd.guarded_table g
-      UNION ALL
-      SELECT pg_catalog.format('trigger %s %s %s', g.guard_id, tg.tgenabled, pg_catalog.pg_get_triggerdef(tg.oid))
-        FROM agd.guarded_table g
-             JOIN pg_catalog.pg_trigger tg ON tg.tgname LIKE '~agd\_%'
-              AND (tg.tgrelid = g.relation
-                   OR tg.tgrelid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(g.relation) p))
-      UNION ALL
-      SELECT pg_catalog.format('table %s %s %s %s', g.guard_id, c.oid::regclass, c.relrowsecurity, c.relforcerowsecurity)
-        FROM agd.guarded_table g JOIN pg_catalog.pg_class c ON c.oid = g.relation
-      UNION ALL
-      SELECT pg_catalog.format('policy %s %s %s %s %s %s', g.guard_id, p.polname, p.polcmd, p.polpermissive,
-                               pg_catalog.pg_get_expr(p.polqual, p.polrelid),
-                               pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid))
-        FROM agd.guarded_table g JOIN pg_catalog.pg_policy p ON p.polrelid = g.relation
-      UNION ALL
-      SELECT pg_catalog.format('function %s %s %s', f.oid::regprocedure, pg_catalog.pg_get_userbyid(f.proowner), f.prosrc)
-        FROM pg_catalog.pg_proc f
-       WHERE f.oid IN ('agd.record_write()'::regprocedure, 'agd.confirm_write()'::regprocedure,
-                       'agd.refuse_truncate()'::regprocedure)
-    ) AS lines(line);
+  WITH RECURSIVE tree (guard_id, oid) AS (
+    SELECT g.guard_id, g.relation::oid FROM agd.guarded_table g
+    UNION ALL
+    SELECT t.guard_id, i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
+  ), lines (line) AS (
+    SELECT pg_catalog.format('guard %s %s %s %s %s', g.guard_id, g.relation, g.tenant_column, g.require_cause, g.on_truncate)
+      FROM agd.guarded_table g
+    UNION ALL
+    SELECT pg_catalog.format('table %s %s %s %s', t.guard_id, c.oid::regclass, c.relrowsecurity, c.relforcerowsecurity)
+      FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid
+    UNION ALL
+    SELECT pg_catalog.format('trigger %s %s %s', t.guard_id, tg.tgenabled, pg_catalog.pg_get_triggerdef(tg.oid))
+      FROM tree t JOIN pg_catalog.pg_trigger tg ON tg.tgrelid = t.oid AND tg.tgname LIKE '~agd\_%'
+    UNION ALL
+    SELECT pg_catalog.format('policy %s %s %s %s %s %s %s %s', t.guard_id, t.oid::regclass, p.polname, p.polcmd, p.polpermissive,
+             pg_catalog.regexp_replace(p.polqual::text, '(:[a-z]+) [0-9]+', '\1 #', 'g'),
+             pg_catalog.regexp_replace(p.polwithcheck::text, '(:[a-z]+) [0-9]+', '\1 #', 'g'),
+             (SELECT pg_catalog.string_agg(pg_catalog.pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid), ', '
+                                           ORDER BY pg_catalog.pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid)
+                                                    COLLATE "C")
+                FROM pg_catalog.pg_depend d
+               WHERE d.classid = 'pg_catalog.pg_policy'::regclass AND d.objid = p.oid))
+      FROM tree t JOIN pg_catalog.pg_policy p ON p.polrelid = t.oid
+    UNION ALL
+    SELECT pg_catalog.format('function %s %s %s', f.oid::regprocedure, pg_catalog.pg_get_userbyid(f.proowner), f.prosrc)
+      FROM pg_catalog.pg_proc f
+     WHERE f.oid IN ('agd.record_write()'::regprocedure, 'agd.confirm_write()'::regprocedure,
+                     'agd.refuse_truncate()'::regprocedure)
+  )
+  SELECT pg_catalog.sha256(pg_catalog.convert_to(
+           COALESCE(pg_catalog.string_agg(l.line, E'\n' ORDER BY l.line COLLATE "C"), ''), 'UTF8'))
+    FROM lines l;
 END;
 COMMENT ON FUNCTION agd.guard_state() IS 'digest over every guard''s definition, triggers, flags and policies';
 

@@ -23,7 +23,7 @@ CREATE VIEW agd.events WITH (security_barrier) AS
          CASE WHEN agd.may_read_payload(e.tenant) THEN e.new::jsonb END AS new,
          e.body,
          t.session_user_name,
-         t.role_name,
+         COALESCE(e.role_name, t.role_name) AS role_name,
          t.principal,
          t.fleet_id,
          t.cause,

@@ -39,7 +39,9 @@ pub const EVENT_OLD: usize = 9;
 pub const EVENT_NEW: usize = 10;
 /// body text
 pub const EVENT_BODY: usize = 11;
-const EVENT_COLUMNS: usize = 12;
+/// role_name text
+pub const EVENT_ROLE: usize = 12;
+const EVENT_COLUMNS: usize = 13;
 
 // Attributes of agd.transaction, from 0.
 /// xact_id xid8
@@ -158,7 +160,7 @@ impl<const N: usize> Tuple<N> {
 
 /// Inserts an event of this transaction. Returns where it lies.
 pub fn insert(record: &Record<'_>) -> Result<(u32, u16)> {
-    let n = transaction::next_event_number()?;
+    let (n, other_role) = transaction::next_event()?;
     let mut tuple = Tuple::<EVENT_COLUMNS>::new();
     tuple.set(EVENT_XACT_ID, xact_id());
     tuple.set(EVENT_N, pg_sys::Datum::from(n));
@@ -177,6 +179,7 @@ pub fn insert(record: &Record<'_>) -> Result<(u32, u16)> {
         }
     }
     tuple.set_text(EVENT_BODY, record.body);
+    tuple.set_text(EVENT_ROLE, other_role.as_deref());
     let place = tuple.insert(catalog()?.event);
     transaction::event_recorded();
     Ok(place)

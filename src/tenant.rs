@@ -37,7 +37,11 @@ pub fn transaction_ended() {
 /// The tenant that the authenticated role is mapped to.
 pub fn bound_tenant() -> Result<Option<String>> {
     // SAFETY: reads the session user id.
-    let user = unsafe { pg_sys::GetSessionUserId() };
+    tenant_of(unsafe { pg_sys::GetSessionUserId() })
+}
+
+/// The tenant that a role is mapped to.
+pub fn tenant_of(user: pg_sys::Oid) -> Result<Option<String>> {
     let remembered = CACHED.with_borrow(|cached| match &cached.binding {
         Some((of, tenant)) if *of == user => Some(tenant.clone()),
         _ => None,

@@ -44,6 +44,15 @@ struct Cause {
     text: String,
 }
 
+/// Who acts, as of the first event of the transaction.
+#[derive(Clone)]
+struct Identity {
+    session_user: pg_sys::Oid,
+    session_user_name: String,
+    role: pg_sys::Oid,
+    role_name: String,
+}
+
 #[derive(Default)]
 struct State {
     next_n: i32,
@@ -51,7 +60,7 @@ struct State {
     intents: Intents,
     voided: u64,
     causes: Vec<Cause>,
-    role_name: Option<String>,
+    identity: Option<Identity>,
     bypass: bool,
     /// The nesting level at which each open subtransaction began.
     levels: Vec<(u32, u32)>,
@@ -84,8 +93,12 @@ fn subtransaction() -> u32 {
     unsafe { pg_sys::GetCurrentSubTransactionId() }
 }
 
-/// Takes the next number of an event in this transaction. 54000 beyond 2^31 - 1; 55000 once the record is sealed.
-pub fn next_event_number() -> Result<i32> {
+/// Takes the next number of an event in this transaction, and the role that acts where it is another than that of the
+/// first event (SET ROLE in between). 54000 beyond 2^31 - 1; 55000 once the record is sealed, or for a second session user.
+pub fn next_event() -> Result<(i32, Option<String>)> {
+    // SAFETY: reads user ids. The outer user is what SET ROLE chose; SECURITY DEFINER functions and referential actions
+    // change neither.
+    let (session_user, role) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::GetOuterUserId()) };
     with(|state| {
         if state.sealed {
             return Err(Error::WrongState {
@@ -94,17 +107,28 @@ pub fn next_event_number() -> Result<i32> {
                     .into(),
             });
         }
+        let identity = state.identity.get_or_insert_with(|| Identity {
+            session_user,
+            session_user_name: user_name(session_user),
+            role,
+            role_name: user_name(role),
+        });
+        if identity.session_user != session_user {
+            return Err(Error::WrongState {
+                message: format!(
+                    "this transaction has recorded events of the session user \"{}\"",
+                    identity.session_user_name
+                ),
+                hint: "A transaction has one session user. Commit before SET SESSION AUTHORIZATION.".into(),
+            });
+        }
+        let other_role = (identity.role != role).then(|| user_name(role));
         let n = state.next_n;
         state.next_n = n.checked_add(1).ok_or_else(|| Error::LimitExceeded {
             message: "one transaction cannot record more than 2147483647 events".into(),
             hint: "Split the work into several transactions.".into(),
         })?;
-        if state.role_name.is_none() {
-            // The role at the first write; SET ROLE may have been undone by the time of the commit.
-            // SAFETY: reads the outer user id, which SECURITY DEFINER functions do not change.
-            state.role_name = Some(user_name(unsafe { pg_sys::GetOuterUserId() }));
-        }
-        Ok(n)
+        Ok((n, other_role))
     })
 }
 
@@ -241,10 +265,10 @@ fn close() -> Result<()> {
     with(|state| state.intents.end_query(0, &mut voids));
     withdraw(&voids);
 
-    let (events, cause, role_name, bypass) = with(|state| {
+    let (events, cause, identity, bypass) = with(|state| {
         let events: i64 = state.live.iter().map(|live| live.events).sum();
         let cause = state.causes.last().map(|cause| cause.text.clone());
-        (events, cause, state.role_name.clone(), state.bypass)
+        (events, cause, state.identity.clone(), state.bypass)
     });
     if events == 0 {
         return Ok(());
@@ -255,19 +279,19 @@ fn close() -> Result<()> {
         return Ok(());
     }
     let events = i32::try_from(events).map_err(|_| Error::Internal("agd: more events than numbers".into()))?;
-    let bound = tenant::bound_tenant()?;
+    let identity = identity.ok_or_else(|| Error::Internal("agd: events of nobody".into()))?;
+    let bound = tenant::tenant_of(identity.session_user)?;
     let binding = match (&bound, bypass) {
         (Some(_), _) => Binding::Role,
         (None, true) => Binding::Bypass,
         (None, false) => Binding::None,
     };
-    let session_user_name = session_user_name();
     let record = event::TransactionRecord {
         stamp: stamp::draw()?,
         events,
-        principal: bound.is_some().then(|| session_user_name.clone()),
-        role_name: role_name.unwrap_or_else(|| session_user_name.clone()),
-        session_user_name,
+        principal: bound.is_some().then(|| identity.session_user_name.clone()),
+        session_user_name: identity.session_user_name,
+        role_name: identity.role_name,
         cause,
         binding: binding.name(),
         application_name: event::application_name(),

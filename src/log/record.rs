@@ -231,7 +231,7 @@ fn write_entry<'a>(context: &Context, row: &'a Columns, out: &mut Vec<u8>) -> Re
         new: digest(ImageKind::New, event::EVENT_NEW)?,
         body: string(event::EVENT_BODY)?,
         session_user_name: &context.session_user_name,
-        role_name: &context.role_name,
+        role_name: string(event::EVENT_ROLE)?.unwrap_or(&context.role_name),
         principal: context.principal.as_deref(),
         fleet_id: context.fleet_id.as_deref(),
         cause: context.cause.as_deref(),

@@ -46,20 +46,33 @@ fn verify(
 }
 
 fn verify_logs(origin: Option<&str>, full_scan: bool) -> Result<Vec<Check>> {
-    let logs = match origin {
-        Some(origin) => vec![storage::log_by_origin(origin)?],
-        None => storage::all_logs()?,
+    let origins = match origin {
+        Some(origin) => vec![origin.to_owned()],
+        None => storage::origins()?,
     };
     let mut progress = Progress { done: 0, told: std::time::Instant::now() };
     let mut checks = Vec::new();
-    for log in &logs {
-        checks.extend(verify_log(log, full_scan, &mut progress)?);
-        if log.tenant.is_some() {
-            checks.push(checkpoints_in_platform_log(log)?);
+    for origin in origins {
+        match verify_one(&origin, full_scan, &mut progress) {
+            Ok(found) => checks.extend(found),
+            // One log that cannot be read hides nothing about the others.
+            Err(Error::Corrupted { message, .. }) => {
+                checks.push(Check { origin, name: "log", ok: false, entries: 0, detail: message });
+            }
+            Err(error) => return Err(error),
         }
     }
     if origin.is_none() {
         checks.push(every_event_once()?);
+    }
+    Ok(checks)
+}
+
+fn verify_one(origin: &str, full_scan: bool, progress: &mut Progress) -> Result<Vec<Check>> {
+    let log = storage::log_by_origin(origin)?;
+    let mut checks = verify_log(&log, full_scan, progress)?;
+    if log.tenant.is_some() {
+        checks.push(checkpoints_in_platform_log(&log)?);
     }
     Ok(checks)
 }
