@@ -154,7 +154,7 @@ unsafe extern "C-unwind" fn process_utility(
         let commits_prepared = (*node).type_ == pg_sys::NodeTag::T_TransactionStmt
             && (*node.cast::<pg_sys::TransactionStmt>()).kind
                 == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED;
-        let adds_a_partition = crate::guard::define::adds_a_partition(node);
+        let adds_a_partition = crate::guard::partition::adds_a_partition(node);
         if crate::worker::concerns_a_database(node) {
             error::entry(|| {
                 crate::worker::before_utility(node);
@@ -184,7 +184,7 @@ unsafe extern "C-unwind" fn process_utility(
             });
         }
         if adds_a_partition {
-            error::entry(crate::guard::define::after_partition_added);
+            error::entry(crate::guard::partition::after_partition_added);
         }
         // The prepared transaction's events became visible just now, and no callback of this backend told so.
         if commits_prepared {

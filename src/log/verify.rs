@@ -427,7 +427,8 @@ fn every_event_once() -> Result<Check> {
             .transpose()
     })?;
     if let Some((xact_id, recorded, found)) = miscounted {
-        problem = Some(format!("transaction {xact_id} recorded {recorded} events, {found} are there"));
+        problem =
+            Some(format!("transaction {xact_id} does not have all its events: recorded {recorded}, found {found}"));
     } else if integrated != leaves {
         problem = Some(format!("{integrated} integrated events, but {leaves} leaves"));
     }
