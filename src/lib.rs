@@ -34,7 +34,7 @@ extension_sql_file!("../sql/60_verify_table.sql", name = "verify_table", require
 extension_sql_file!("../sql/90_grants.sql", name = "grants", requires = ["verify_table"], finalize);
 
 /// Called once when the library is loaded. Raises 55000 unless that happens through shared_preload_libraries.
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // reads and sets process globals
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     // SAFETY: a global that the postmaster sets while it loads the preloaded libraries.

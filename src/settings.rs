@@ -10,7 +10,7 @@ static ANCHOR_MAX_AGE: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static LOG_NAME: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 
 /// Defines the settings and reserves the prefix. Called once from `_PG_init`.
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // one call without a safe form
 pub fn init() {
     GucRegistry::define_int_guc(
         c"agd.anchor_max_age",

@@ -176,7 +176,7 @@ fn make_anchors() -> Result<Vec<(String, i64, Vec<u8>)>> {
 
 /// Anchors beyond those in `after`; without it, the newest of each log. Read under the latest snapshot, so that a
 /// REPEATABLE READ caller too sees what the worker has just committed.
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // pushes and pops a snapshot
 fn read_newest_anchors(after: Option<Vec<(String, i64, Vec<u8>)>>) -> Result<Vec<(String, i64, Vec<u8>)>> {
     // SAFETY: pushes a snapshot for the query and pops it after; on an error PostgreSQL drops it.
     unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };

@@ -127,7 +127,7 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
 }
 
 /// Microseconds since 2000-01-01 by the wall clock.
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // reads the clock
 pub fn clock() -> i64 {
     // SAFETY: reads the clock.
     unsafe { pg_sys::GetCurrentTimestamp() }

@@ -1,0 +1,258 @@
+//! What happens after the commit: integration, proofs, verification inside the database and from files alone.
+
+use crate::report::Section;
+use crate::server::{self, Session};
+use crate::stats::{figure, grouped, median, raw};
+use crate::{Bench, Result, machine};
+use agd_live_tests::Cluster;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const DATABASE: &str = "log";
+const LOG_NAME: &str = "bench.example/log";
+/// The log grows by at most so many events in one transaction.
+const GROWTH: u64 = 1_000_000;
+/// So many events are integrated while the time is taken.
+const BATCH: u64 = 100_000;
+/// Rows that one of the small transactions writes.
+const SMALL: u64 = 4;
+/// So many proofs are asked for.
+const PROOFS: i64 = 300;
+
+pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
+    let cluster = server::start("agd")?;
+    server::create_database(&cluster, DATABASE, None)?;
+    let mut session = Session::open(&cluster, DATABASE)?;
+    session.run(&format!(
+        "SET agd.log_name = '{LOG_NAME}';
+         CREATE EXTENSION agd;
+         CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer int, amount numeric(12,2), note text);
+         SELECT agd.guard('t')"
+    ))?;
+    let growth = growth(bench, &cluster, &mut session)?;
+    let verification = verification(bench, &cluster, &mut session)?;
+    Ok(vec![growth, verification])
+}
+
+// ------------------------------------------------------------------------------------------------ integration, proofs
+
+fn growth(bench: &Bench, cluster: &Cluster, session: &mut Session) -> Result<Section> {
+    let last = bench.options.events();
+    let mut sizes: Vec<u64> = std::iter::successors(Some(10_000), |size| Some(size * 10)).take_while(|n| *n < last).collect();
+    sizes.push(last);
+
+    let mut section = Section::new(
+        "log",
+        "The log as it grows: integration (sequencer and anchors), inclusion proofs",
+        &["log size, events", "events/s, one transaction", "events/s, small transactions", "goal", "proof, ms", "goal"],
+    );
+    for size in sizes {
+        let now = grow(bench, session, size)?;
+        let (mut large, mut small) = (Vec::new(), Vec::new());
+        for _ in 0..bench.options.pick(3, 1) {
+            large.push(integrate(cluster, session, &rows(BATCH))?);
+            // Written as fast as possible: what is measured is the reading of their records.
+            let many = format!(
+                "DO $$ BEGIN FOR i IN 1 .. {} LOOP {}; COMMIT; END LOOP; END $$",
+                BATCH / SMALL,
+                rows(SMALL)
+            );
+            small.push(integrate(cluster, session, &many)?);
+        }
+        let proofs = proof_times(session)?;
+        bench.progress(&format!(
+            "log: at {} events, integration {} and {} events/s, proof {:.2} ms",
+            grouped(now),
+            figure(median(&large)),
+            figure(median(&small)),
+            median(&proofs)
+        ));
+        section.rows.push(vec![
+            grouped(now),
+            figure(median(&large)),
+            figure(median(&small)),
+            "≥ 250,000".into(),
+            format!("{:.2}", median(&proofs)),
+            "≤ 1".into(),
+        ]);
+        section.raw[format!("at {now} / one_transaction / events_per_s")] = raw(&large);
+        section.raw[format!("at {now} / small_transactions / events_per_s")] = raw(&small);
+        section.raw[format!("at {now} / inclusion_proof_ms / median")] = json!(median(&proofs));
+    }
+    section.notes.push(format!(
+        "{} events wait while a lock holds the worker back; timed is from the lock's release until agd.anchor() returns, \
+         with all of them in leaves, tiles and anchors, and on disk. Small transactions: {SMALL} events each.",
+        grouped(BATCH)
+    ));
+    section.notes.push(format!(
+        "Proof: median of {PROOFS} calls of agd.inclusion_proof() for events of any age, the way to the client included. \
+         The goal is for 10 M events (--events 10000000); integration should be as fast there as at 10 k."
+    ));
+    Ok(section)
+}
+
+fn rows(number: u64) -> String {
+    format!("INSERT INTO t (customer, amount, note) SELECT g % 1000, g / 100.0, 'row ' || g FROM generate_series(1, {number}) g")
+}
+
+fn size(session: &mut Session) -> Result<u64> {
+    let size: i64 = session.one("SELECT pg_catalog.sum(size)::bigint FROM agd.log")?;
+    Ok(size.unsigned_abs())
+}
+
+/// Lets the log grow to `wanted` events or a little more; returns its size.
+fn grow(bench: &Bench, session: &mut Session, wanted: u64) -> Result<u64> {
+    session.anchor()?;
+    let mut now = size(session)?;
+    while now < wanted {
+        session.run(&rows((wanted - now).min(GROWTH)))?;
+        session.anchor()?;
+        now = size(session)?;
+        bench.progress(&format!("log: {} of {} events", grouped(now), grouped(wanted)));
+    }
+    // Hint bits and the map of visible pages, as autovacuum would have set them by then.
+    session.run("VACUUM agd.event, agd.transaction, agd.tile")?;
+    session.run("CHECKPOINT")?;
+    Ok(now)
+}
+
+/// Events a second: `write` is done while the worker is held back, then the worker is let go.
+fn integrate(cluster: &Cluster, session: &mut Session, write: &str) -> Result<f64> {
+    session.anchor()?;
+    let before = size(session)?;
+    let mut gate = Session::open(cluster, DATABASE)?;
+    gate.run("BEGIN; LOCK TABLE agd.sequencer IN ACCESS EXCLUSIVE MODE")?;
+    session.run("SET synchronous_commit = off")?;
+    session.run(write)?;
+    session.run("RESET synchronous_commit")?;
+    let start = Instant::now();
+    gate.run("COMMIT")?;
+    session.anchor()?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok((size(session)? - before) as f64 / seconds)
+}
+
+/// Milliseconds for each of some proofs.
+fn proof_times(session: &mut Session) -> Result<Vec<f64>> {
+    let events: Vec<String> = session.column(
+        "SELECT t.xact_id::text || '-' || pg_catalog.floor(pg_catalog.random() * t.events)::int
+           FROM agd.transaction t CROSS JOIN LATERAL pg_catalog.generate_series(1, $1::bigint)
+          WHERE t.events >= 1000 ORDER BY pg_catalog.random() LIMIT $1",
+        &[&PROOFS],
+    )?;
+    let mut times = Vec::new();
+    for event in &events {
+        let start = Instant::now();
+        let origins: Vec<String> = session.column("SELECT origin FROM agd.inclusion_proof($1)", &[event])?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+        if origins.len() != 1 {
+            return Err(format!("no inclusion proof for event {event}").into());
+        }
+    }
+    if times.is_empty() { Err("no event to prove".into()) } else { Ok(times) }
+}
+
+// -------------------------------------------------------------------------------------------------------- verification
+
+fn verification(bench: &Bench, cluster: &Cluster, session: &mut Session) -> Result<Section> {
+    session.anchor()?;
+    let entries = size(session)?;
+    let mut section = Section::new(
+        "verification",
+        format!("Verification of {} events", grouped(entries)),
+        &["", "seconds", "events/s", "goal"],
+    );
+    let mut add = |key: &str, name: &str, took: Duration, goal: &str| {
+        let seconds = took.as_secs_f64();
+        section.rows.push(vec![
+            name.to_owned(),
+            figure(seconds),
+            grouped((entries as f64 / seconds).round() as u64),
+            goal.to_owned(),
+        ]);
+        section.raw[key] = json!({ "entries": entries, "seconds": seconds, "per_s": entries as f64 / seconds });
+        bench.progress(&format!("log: {name}: {seconds:.1} s"));
+    };
+
+    let start = Instant::now();
+    let wrong: Vec<String> = session.column(
+        "SELECT check_name || ': ' || coalesce(detail, '') FROM agd.verify(full_scan => true) WHERE NOT ok",
+        &[],
+    )?;
+    add("agd_verify_sql", "agd.verify(full_scan => true)", start.elapsed(), "");
+
+    let mut notes = Vec::new();
+    if !wrong.is_empty() {
+        notes.push(format!("**agd.verify() found something wrong**: {}", wrong.join("; ")));
+    }
+    match &bench.cli {
+        None => notes.push("`agd publish` and `agd verify` were not measured: AGD_CLI names no program.".into()),
+        Some(cli) => {
+            let store = Store::prepare(bench, cli)?;
+            add("agd_publish", "agd publish --once", store.publish(cluster)?, "");
+            let name = format!("agd verify, {} cores", machine::cores());
+            add("agd_verify_all_cores", &name, store.verify(entries, false)?, "");
+            add("agd_verify_one_core", "agd verify, one core", store.verify(entries, true)?, "≥ 1,000,000");
+            notes.push(
+                "agd publish and agd verify: the whole process, files in the page cache; flushing the store is in publish."
+                    .into(),
+            );
+        }
+    }
+    section.notes = notes;
+    Ok(section)
+}
+
+/// The command line with a key, a policy and a store.
+struct Store<'b> {
+    bench: &'b Bench,
+    cli: &'b Path,
+}
+
+impl<'b> Store<'b> {
+    fn prepare(bench: &'b Bench, cli: &'b Path) -> Result<Self> {
+        let store = Self { bench, cli };
+        let vkey = store.run(&["keygen", "--out", "log.key", "--name", LOG_NAME])?;
+        bench.scratch.write("policy.txt", &format!("log {}\nquorum none\n", vkey.trim()))?;
+        std::fs::create_dir(bench.scratch.path("store"))?;
+        Ok(store)
+    }
+
+    fn publish(&self, cluster: &Cluster) -> Result<Duration> {
+        let database = format!("host={} user=postgres dbname={DATABASE}", cluster.socket_dir().display());
+        let start = Instant::now();
+        self.run(&["publish", "--once", "--database", &database, "--store", "store", "--key", "log.key"])?;
+        Ok(start.elapsed())
+    }
+
+    /// The time of `agd verify`, which must find every entry.
+    fn verify(&self, entries: u64, one_core: bool) -> Result<Duration> {
+        let verify = || -> Result<(Duration, String)> {
+            let start = Instant::now();
+            let said = self.run(&["verify", "store", "--policy", "policy.txt", "--json"])?;
+            Ok((start.elapsed(), said))
+        };
+        let (took, said) = if one_core { on_one_core(|| verify().map_err(|error| error.to_string()))?? } else { verify()? };
+        let report: Value = serde_json::from_str(&said)?;
+        let found = report["entries"].as_u64();
+        if found != Some(entries) {
+            return Err(format!("agd verify found {found:?} entries, not {entries}").into());
+        }
+        Ok(took)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(self.cli)
+            .args(arguments)
+            .current_dir(self.bench.scratch.path(""))
+            .stdin(Stdio::null())
+            .output()?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("agd {}: {}", arguments.join(" "), said.trim()).into());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}

@@ -1,0 +1,24 @@
+//! Throw-away PostgreSQL clusters for tests, and the assertions those tests share.
+//!
+//! A [`Cluster`] is a real server: its own data directory, its own unix socket, no TCP port, any number of connections
+//! as ordinary roles, crashes and standbys. Everything a test makes lies in one scratch directory, and a small reaper
+//! process removes it and stops the server however the test process ends: normally, by a panic, or by `kill -9`.
+//!
+//! The binaries come from the environment variable `AGD_PG_BIN` (the `bin` directory of one PostgreSQL installation into
+//! which the extension is installed). PostgreSQL refuses to run as root, so a test that runs as root starts its servers as
+//! `postgres` if that user exists, else as `nobody`.
+
+mod check;
+mod cluster;
+mod database;
+mod error;
+mod os;
+pub mod record;
+mod scratch;
+mod watch;
+
+pub use check::{eventually, expect_hint, expect_sqlstate};
+pub use cluster::{Builder, Cluster, Output, Stop};
+pub use database::TestDb;
+pub use error::{Error, Result};
+pub use watch::Watch;
