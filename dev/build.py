@@ -100,7 +100,7 @@ def target_dir(env):
 def programs(env, release=False, quiet=False):
     """Build the command line and the programs of the demo; returns the folder they are in."""
     if release:
-        cargo(["build", "--release", "-p", "agd-cli", "-p", "agd-live-tests", "--bins"], env, quiet)
+        cargo(["build", "--release", "-p", "agd-cli", "-p", "agd-live-tests", "-p", "agd-bench", "--bins"], env, quiet)
     else:
         cargo(["build", *PLAIN_PACKAGES, "--bins", "--examples"], env, quiet)
     return target_dir(env) / ("release" if release else "debug")
@@ -115,17 +115,17 @@ def package_version():
 
 
 def run(name, arguments):
-    """Run one of the programs of the live-test crate (demo, cluster, bench) on a release build of the extension."""
+    """Run one of the programs demo, cluster (of the live-test crate) and bench on a release build of the extension."""
     majors, env = setup.ensure(quiet=True)
     start = time.monotonic()
     say(f"Building agd for PostgreSQL {majors[0]} (the first time takes some minutes) …")
     bin_path = install(majors[0], env, release=True, quiet=True)
     folder = programs(env, release=True, quiet=True)
     say(f"Built ({took(start)})\n")
-    env = {**env, "AGD_PG_BIN": str(bin_path), "AGD_CLI": str(folder / "agd")}
+    env = {**env, "AGD_PG_BIN": str(bin_path), "AGD_CLI": str(folder / "agd"), "AGD_BUILD": "release build"}
     program = folder / name
     if not program.is_file():
-        raise Failed(f"the crate agd-live-tests has no program `{name}`")
+        raise Failed(f"no crate has a program `{name}`")
     sys.stdout.flush()
     os.chdir(ROOT)
     os.execve(program, [str(program), *arguments], env)

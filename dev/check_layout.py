@@ -50,7 +50,7 @@ def rust_files(files):
     kept = []
     for path in files:
         parts = path.relative_to(ROOT).parts
-        in_crate = parts[0] == "src" or (parts[0] == "crates" and len(parts) > 3 and parts[2] == "src") or parts[:2] == ("pgrx-tests", "src")
+        in_crate = parts[0] == "src" or (parts[0] == "crates" and len(parts) > 3 and parts[2] == "src") or parts[:2] in (("pgrx-tests", "src"), ("bench", "src"))
         if path.suffix == ".rs" and in_crate:
             kept.append(path)
     return kept

@@ -228,6 +228,11 @@ fn verify_log(log: &Log, full_scan: bool, progress: &mut Progress) -> Result<Vec
     if first_bad_tile.is_none() && range.size() == size && range.root() != log.tree.root() {
         first_bad_tile = Some("the log's open tiles do not give the root of its leaves".into());
     }
+    if let Some(unknown) = anchor_of_unknown_guard_state(log)? {
+        first_bad_anchor.get_or_insert(format!(
+            "the anchor at size {unknown} has a guard state that the platform log does not know"
+        ));
+    }
     if let Some(missing) = missing_full_anchor(log, from, size)? {
         first_bad_anchor.get_or_insert(missing);
     }
@@ -374,6 +379,9 @@ fn checkpoints_in_platform_log(log: &Log) -> Result<Check> {
             problem.get_or_insert(format!("the anchor at size {size} is not in the platform log"));
         }
     }
+    if let Some(lost) = anchor_only_in_platform_log(log)? {
+        problem.get_or_insert(format!("the platform log holds an anchor at size {lost} that the log has lost"));
+    }
     Ok(Check {
         origin: log.origin.clone(),
         name: "platform",
@@ -381,6 +389,51 @@ fn checkpoints_in_platform_log(log: &Log) -> Result<Check> {
         entries,
         detail: problem.unwrap_or_else(|| format!("every anchor stands in the platform log, {entries} of them")),
     })
+}
+
+/// A checkpoint of this log that stands in the platform log, and that the log itself does not have (any more). One query,
+/// so that a growing log raises no alarm.
+fn anchor_only_in_platform_log(log: &Log) -> Result<Option<i64>> {
+    Ok(Spi::get_one_with_args::<i64>(
+        "SELECT pg_catalog.min(pg_catalog.split_part(e.body, E'\\n', 2)::bigint)
+           FROM agd.event e
+          WHERE e.action = 'CHECKPOINT' AND pg_catalog.split_part(e.body, E'\\n', 1) = $2
+            AND NOT EXISTS (SELECT FROM agd.checkpoint c
+                             WHERE c.log_id = $1 AND c.tree_size::text = pg_catalog.split_part(e.body, E'\\n', 2))",
+        &[log.log_id.into(), log.origin.as_str().into()],
+    )?)
+}
+
+/// An anchor whose guard state was never entered into the platform log.
+fn anchor_of_unknown_guard_state(log: &Log) -> Result<Option<i64>> {
+    Ok(Spi::get_one_with_args::<i64>(
+        "SELECT pg_catalog.min(c.tree_size)
+           FROM agd.checkpoint c
+          WHERE c.log_id = $1
+            AND NOT EXISTS (SELECT FROM agd.event e
+                             WHERE e.action = 'GUARD.STATE'
+                               AND e.body = 'sha256:' || pg_catalog.encode(c.guard_state, 'hex'))",
+        &[log.log_id.into()],
+    )?)
+}
+
+/// An event that the sequencer's snapshot sees and that no tile holds: it was put there outside the gate.
+fn event_without_leaf() -> Result<Option<String>> {
+    Ok(Spi::get_one::<String>(
+        "WITH keys AS MATERIALIZED (
+           SELECT pg_catalog.substring(t.event_keys, i * 12 + 1, 12) AS key
+             FROM agd.tile t CROSS JOIN pg_catalog.generate_series(0, 255) i WHERE t.level = 0
+           UNION ALL
+           SELECT pg_catalog.substring(l.open_keys, i * 12 + 1, 12)
+             FROM agd.log l CROSS JOIN LATERAL
+                  pg_catalog.generate_series(0, pg_catalog.octet_length(l.open_keys) / 12 - 1) i
+         )
+         SELECT pg_catalog.min(e.xact_id::text || '-' || e.n)
+           FROM agd.event e CROSS JOIN agd.sequencer s
+          WHERE pg_catalog.pg_visible_in_snapshot(e.xact_id, s.integrated)
+            AND NOT EXISTS (SELECT FROM keys k
+                             WHERE k.key = pg_catalog.int8send(e.xact_id::text::bigint) || pg_catalog.int4send(e.n))",
+    )?)
 }
 
 /// Every event that the sequencer's snapshot sees is in exactly one leaf, and every transaction has as many events as
@@ -426,7 +479,10 @@ fn every_event_once() -> Result<Check> {
             })
             .transpose()
     })?;
-    if let Some((xact_id, recorded, found)) = miscounted {
+    let forged = if miscounted.is_some() || integrated != leaves { event_without_leaf()? } else { None };
+    if let Some(event_id) = forged {
+        problem = Some(format!("event {event_id} is in no leaf: it was added outside the gate"));
+    } else if let Some((xact_id, recorded, found)) = miscounted {
         problem =
             Some(format!("transaction {xact_id} does not have all its events: recorded {recorded}, found {found}"));
     } else if integrated != leaves {
