@@ -55,7 +55,8 @@ BEGIN
     SELECT DISTINCT ON (f.k) f.k, f.image, f.xact_id, f.n
       FROM effect f ORDER BY f.k, f.stamp DESC NULLS FIRST, f.n DESC, f.part DESC
   ), present AS (
-    SELECT agd.row_key(t)::jsonb AS k, agd.row_image(t)::jsonb AS image FROM %s t
+    -- "t.*", not "t": the table may have a column of any name.
+    SELECT agd.row_key(t.*)::jsonb AS k, agd.row_image(t.*)::jsonb AS image FROM %s t
   )
   SELECT COALESCE(l.k, p.k),
          CASE

@@ -107,6 +107,12 @@ impl From<pgrx::spi::Error> for Error {
     }
 }
 
+/// Raises 25006 on a standby and in a read-only transaction, as PostgreSQL does for its own commands.
+pub fn forbid_read_only(function: &std::ffi::CStr) {
+    // SAFETY: the name is a C string; the error, if any, goes on as a Rust unwind.
+    unsafe { pg_sys::PreventCommandIfReadOnly(function.as_ptr()) };
+}
+
 /// What `ereport` needs, in memory that PostgreSQL frees: nothing here is left to be dropped.
 #[derive(Clone, Copy)]
 struct Prepared {

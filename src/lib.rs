@@ -15,6 +15,7 @@ mod guard;
 mod install;
 mod log;
 mod nesting;
+mod query;
 mod settings;
 mod shmem;
 mod stamp;

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // reads identities and index entries through the backend
 
 use crate::catalog::{Columns, Relation, catalog, scan, scan_key, text};
-use crate::error::{Error, OrRaise, Result};
+use crate::error::{self, Error, OrRaise, Result};
 use crate::transaction;
 use pgrx::prelude::*;
 use std::cell::RefCell;
@@ -162,6 +162,7 @@ fn create_tenant(tenant: Option<&str>, display_name: Option<&str>) {
 }
 
 fn create(tenant: Option<&str>, display_name: Option<&str>) -> Result<()> {
+    error::forbid_read_only(c"agd.create_tenant()");
     let tenant = tenant.ok_or_else(|| Error::BadArgument {
         message: "a tenant needs a name".into(),
         hint: "SELECT agd.create_tenant('acme').".into(),
@@ -190,6 +191,7 @@ fn map_role(role: Option<&std::ffi::CStr>, tenant: Option<&str>, mode: Option<&s
 }
 
 fn map(role: Option<&str>, tenant: Option<&str>, mode: Option<&str>) -> Result<()> {
+    error::forbid_read_only(c"agd.map_role()");
     let (Some(role), Some(tenant), Some(mode)) = (role, tenant, mode) else {
         return Err(Error::BadArgument {
             message: "role, tenant and mode must be given".into(),

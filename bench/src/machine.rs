@@ -52,3 +52,24 @@ pub fn flush_time(folder: &Path) -> Result<f64> {
     fs::remove_file(&path)?;
     Ok(stats::median(&times))
 }
+
+/// Runs `work` on one processor only, its child processes included.
+///
+/// # Errors
+/// If the system does not let a thread choose its processor.
+pub fn on_one_core<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    std::thread::scope(|scope| {
+        // A thread of its own: the binding ends with it.
+        let thread = scope.spawn(|| {
+            let allowed = sched_getaffinity(None)?;
+            let mut one = CpuSet::new();
+            if let Some(core) = (0..CpuSet::MAX_CPU).find(|core| allowed.is_set(*core)) {
+                one.set(core);
+            }
+            sched_setaffinity(None, &one)?;
+            Ok::<T, rustix::io::Errno>(work())
+        });
+        thread.join().map_err(|_| "the measuring thread panicked")?.map_err(Into::into)
+    })
+}

@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 /// Anything that keeps a figure from being taken.
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// What every measurement gets.
 struct Bench {

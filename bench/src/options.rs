@@ -4,7 +4,7 @@
 pub const USAGE: &str = "\
 usage: bench [--quick] [--only NAME]… [--events N]
 
-  --quick      about a minute, with small sizes: shows that it works, not what it costs
+  --quick      a minute or two, with small sizes: shows that it works, not what it costs
   --only NAME  one of: tpcb, bulk, shapes, tenant, log; may be repeated
   --events N   the size that the log grows to (default 1000000; the goals speak of 10000000)";
 
@@ -98,5 +98,35 @@ impl Options {
     /// How often each variant gets its turn.
     pub fn rounds(&self) -> usize {
         self.pick(5, 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Group, Options};
+
+    fn read(arguments: &str) -> Result<Option<Options>, String> {
+        Options::read(arguments.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn what_is_asked_for() -> Result<(), String> {
+        let all = read("")?.ok_or("help")?;
+        assert!(all.is_complete() && Group::ALL.into_iter().all(|group| all.wants(group)));
+        let some = read("--quick --only log --only bulk --events 10_000_000")?.ok_or("help")?;
+        assert!(!some.is_complete() && some.wants(Group::Log) && some.wants(Group::Bulk) && !some.wants(Group::Tpcb));
+        assert_eq!(some.events(), 10_000_000);
+        assert!(read("--help")?.is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (arguments, named) in
+            [("--only speed", "\"speed\""), ("--only", "--only"), ("--events 5", "--events"), ("--fast", "--fast")]
+        {
+            let problem = read(arguments).err().unwrap_or_default();
+            assert!(problem.contains(named), "{arguments}: {problem}");
+        }
     }
 }

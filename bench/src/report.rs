@@ -179,3 +179,25 @@ impl Report {
         Ok(path)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Section;
+
+    #[test]
+    fn a_table_is_aligned_by_characters() {
+        let mut section = Section::new("key", "Title", &["", "agd", "goal"]);
+        section.rows.push(vec!["INSERT … SELECT".into(), "4.90".into(), "≤ 2.2".into()]);
+        section.rows.push(vec!["DELETE".into(), "12.3".into(), String::new()]);
+        section.notes.push("A note.".into());
+        assert_eq!(
+            section.to_string(),
+            "## Title\n\n\
+             |                 |  agd |  goal |\n\
+             |-----------------|-----:|------:|\n\
+             | INSERT … SELECT | 4.90 | ≤ 2.2 |\n\
+             | DELETE          | 12.3 |       |\n\n\
+             - A note.\n"
+        );
+    }
+}

@@ -45,7 +45,8 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
 
 fn wide_rows(rows: u64) -> Work {
     let types = ["int", "text", "numeric", "timestamptz", "boolean"];
-    let values = ["g + {}", "'text of column {}'", "g / 7.0", "timestamptz '2026-01-01' + g * interval '1 s'", "g % 2 = 0"];
+    let values =
+        ["g + {}", "'text of column {}'", "g / 7.0", "timestamptz '2026-01-01' + g * interval '1 s'", "g % 2 = 0"];
     let columns: Vec<String> = (1..WIDE_COLUMNS).map(|n| format!("c{n} {}", types[n % types.len()])).collect();
     let values: Vec<String> =
         (1..WIDE_COLUMNS).map(|n| values[n % values.len()].replace("{}", &n.to_string())).collect();

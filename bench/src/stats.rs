@@ -24,11 +24,7 @@ pub fn ratios(values: &[f64], base: &[f64]) -> Vec<f64> {
 pub fn spread(values: &[f64]) -> String {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    match values {
-        [] => "—".into(),
-        [one] => format!("{one:.2}"),
-        _ => format!("{:.2} ({low:.2}–{high:.2})", median(values)),
-    }
+    format!("{} ({}–{})", figure(median(values)), figure(low), figure(high))
 }
 
 /// A number for people: three or four digits, thousands grouped.
@@ -56,4 +52,30 @@ pub fn grouped(number: u64) -> String {
 /// What was measured, for programs: every round and the median.
 pub fn raw(values: &[f64]) -> Value {
     json!({ "median": median(values), "rounds": values })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert_eq!(median(&[]), 0.0);
+    }
+
+    #[test]
+    fn a_ratio_is_taken_within_its_round() {
+        // The machine was half as fast in the second round: the ratio does not show it.
+        let ratios = ratios(&[90.0, 45.0], &[100.0, 50.0]);
+        assert_eq!(ratios, [0.9, 0.9]);
+        assert_eq!(spread(&ratios), "0.90 (0.90–0.90)");
+    }
+
+    #[test]
+    fn figures_have_three_or_four_digits() {
+        assert_eq!([0.5, 9.994, 12.34, 99.94, 1_234.5].map(figure), ["0.50", "9.99", "12.3", "99.9", "1,235"]);
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
 }

@@ -15,7 +15,7 @@ const GUARDED: &str = "guarded";
 
 pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
     let rows: u32 = bench.options.pick(200_000, 50_000);
-    let seconds: u32 = bench.options.pick(8, 2);
+    let seconds: u32 = bench.options.pick(8, 1);
     let rounds = bench.options.rounds();
     let cluster = server::start("agd")?;
     Session::open(&cluster, "postgres")?.run(&format!("CREATE ROLE {ROLE} LOGIN"))?;
@@ -74,7 +74,8 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
             let turns = if round % 2 == 0 { [BY_HAND, GUARDED] } else { [GUARDED, BY_HAND] };
             for database in turns {
                 let seed = format!("--random-seed={}", round + 1);
-                let found = pgbench(&cluster, database, 1, seconds, &["-U", ROLE, "-M", "prepared", &seed, "-f", &file])?;
+                let found =
+                    pgbench(&cluster, database, 1, seconds, &["-U", ROLE, "-M", "prepared", &seed, "-f", &file])?;
                 if round > 0 {
                     tps.entry((name, database)).or_default().push(found);
                 }

@@ -33,7 +33,7 @@ fn read_verified_and_promoted() {
     let error = expect_sqlstate(reader.query("SELECT * FROM agd.anchor()", &[]), "55000");
     expect_hint(&error, "primary");
     expect_sqlstate(reader.batch_execute("INSERT INTO t VALUES (1000, 'no')"), "25006");
-    expect_sqlstate(reader.batch_execute("SELECT agd.guard('t')"), "25006");
+    expect_sqlstate(reader.batch_execute("SELECT agd.create_tenant('acme')"), "25006");
     let anchors = "SELECT string_agg(origin || ' ' || tree_size || ' ' || encode(root_hash, 'hex'), ',' ORDER BY origin, tree_size) FROM agd.anchors";
     let before: String = reader.query_one(anchors, &[]).unwrap().get(0);
 

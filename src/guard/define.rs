@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // reads relation flags, quotes identifiers
 
 use crate::catalog::Relation;
-use crate::error::{Error, OrRaise, Result};
+use crate::error::{self, Error, OrRaise, Result};
 use crate::event::{self, Record};
 use crate::guard::baseline::record_baseline;
 use crate::guard::examine::{check_tenant_column, examine, lock};
@@ -74,6 +74,7 @@ fn guard_table(
     on_truncate: &str,
     baseline: bool,
 ) -> Result<()> {
+    error::forbid_read_only(c"agd.guard()");
     let table = examine(given(relation)?)?;
     primary_key(Relation::open(table.oid, pg_sys::AccessShareLock).0)?;
     let tenant_type = tenant_column.map(|column| check_tenant_column(table.oid, &table.name, column)).transpose()?;
@@ -174,6 +175,7 @@ pub fn uuid_of(guard_id: &str) -> Result<[u8; 16]> {
 }
 
 fn unguard_table(relation: Option<pg_sys::Oid>, reason: Option<&str>) -> Result<()> {
+    error::forbid_read_only(c"agd.unguard()");
     let oid = given(relation)?;
     let reason = reason.map(str::trim).filter(|reason| !reason.is_empty()).ok_or_else(|| Error::BadArgument {
         message: "a reason must be given".into(),

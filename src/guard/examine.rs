@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::guard::relation::qualified_name;
+use crate::query;
 use pgrx::prelude::*;
 
 /// What the catalogs say of a table.
@@ -82,11 +83,8 @@ pub fn examine(oid: pg_sys::Oid) -> Result<Table> {
         return unsupported("it is agd's own", "agd protects its own tables by itself.");
     }
     if is_partition {
-        let root = Spi::get_one_with_args::<String>(
-            "SELECT pg_catalog.pg_partition_root($1::oid::regclass)::text",
-            &[oid.into()],
-        )?
-        .unwrap_or_default();
+        let root = query::one::<String>("SELECT pg_catalog.pg_partition_root($1::oid::regclass)::text", &[oid.into()])?
+            .unwrap_or_default();
         return unsupported(
             "it is a partition",
             &format!("Guard the partitioned table, which guards all of its partitions: SELECT agd.guard('{root}')."),
@@ -102,7 +100,7 @@ pub fn examine(oid: pg_sys::Oid) -> Result<Table> {
         return unsupported("it has rules, which can rewrite a write to something else", "Drop the rules.");
     }
     check_storage(&name, &persistence, is_heap)?;
-    let already = Spi::get_one_with_args::<bool>(
+    let already = query::one::<bool>(
         "SELECT EXISTS (SELECT FROM agd.guarded_table WHERE relation = $1::oid::regclass)",
         &[oid.into()],
     )?;

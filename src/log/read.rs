@@ -3,10 +3,10 @@
 //! Owns the read-only SQL functions over the log and the receipts of publishers. Promises that every entry it hands out
 //! is made afresh from the event's row: what does not hash to its leaf shows at the publisher, before it is signed.
 
-use crate::error::{Error, OrRaise, Result};
+use crate::error::{self, Error, OrRaise, Result};
 use crate::log::record::{Context, EventKey, Reader};
 use crate::log::storage::{self, Log};
-use crate::{shmem, worker};
+use crate::{query, shmem, worker};
 use agd_core::TILE_WIDTH;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -88,6 +88,7 @@ fn record_publication(
     published_to: Option<&str>,
 ) {
     let record = || -> Result<()> {
+        error::forbid_read_only(c"agd.record_publication()");
         let (Some(origin), Some(tree_size), Some(root_hash), Some(published_to)) =
             (origin, tree_size, root_hash, published_to)
         else {
@@ -97,7 +98,7 @@ fn record_publication(
             });
         };
         let log = storage::log_by_origin(origin)?;
-        let known = Spi::get_one_with_args::<bool>(
+        let known = query::one::<bool>(
             "SELECT COALESCE((SELECT root_hash = $3 FROM agd.checkpoint WHERE log_id = $1 AND tree_size = $2), false)",
             &[log.log_id.into(), tree_size.into(), root_hash.into()],
         )?;

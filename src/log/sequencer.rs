@@ -14,6 +14,7 @@ use crate::error::{Error, OrRaise, Result};
 use crate::event::{self, Record};
 use crate::log::record::{EventKey, Reader};
 use crate::log::storage::{self, Log};
+use crate::query;
 use agd_core::{Checkpoint, TILE_WIDTH, leaf_hash, name};
 use pgrx::prelude::*;
 use std::collections::HashMap;
@@ -58,7 +59,7 @@ struct Pass {
 /// its snapshot, and is the only writer of the log.
 pub fn pass(tails: Tails) -> Result<Outcome> {
     let old = storage::integrated()?;
-    let snapshot = Spi::get_one::<String>("SELECT pg_catalog.pg_current_snapshot()::text")?
+    let snapshot = query::one::<String>("SELECT pg_catalog.pg_current_snapshot()::text", &[])?
         .ok_or_else(|| Error::Internal("agd: no snapshot".into()))?;
     let xmax = snapshot
         .split(':')
@@ -84,7 +85,7 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
     storage::lock_sequencer()?;
     due.sort_unstable();
 
-    let guard_state = Spi::get_one::<Vec<u8>>("SELECT agd.guard_state()")?.unwrap_or_default();
+    let guard_state = query::one::<Vec<u8>>("SELECT agd.guard_state()", &[])?.unwrap_or_default();
     let mut pass = Pass {
         platform: storage::platform_log()?,
         tenants: HashMap::new(),
@@ -203,7 +204,7 @@ fn prepare_log() {
 fn prepare() -> Result<()> {
     // SAFETY: the system identifier is fixed at initdb.
     let system_identifier = unsafe { pg_sys::GetSystemIdentifier() };
-    let database = Spi::get_one::<String>("SELECT pg_catalog.current_database()::text")?.unwrap_or_default();
+    let database = query::one::<String>("SELECT pg_catalog.current_database()::text", &[])?.unwrap_or_default();
     let log_name = crate::settings::log_name().unwrap_or_else(|| name::default_log_name(system_identifier, &database));
     name::validate_log_name(&log_name).map_err(|problem| Error::BadArgument {
         message: format!("\"{log_name}\" cannot be a log's name: {problem}"),

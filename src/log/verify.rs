@@ -9,6 +9,7 @@ use crate::error::{Error, OrRaise, Result};
 use crate::log::read::keys_of_tile;
 use crate::log::record::{Context, EventKey, Reader};
 use crate::log::storage::{self, Log};
+use crate::query;
 use agd_core::{Checkpoint, CompactRange, Hash, TILE_WIDTH, leaf_hash};
 use pgrx::prelude::*;
 
@@ -309,16 +310,16 @@ fn upper_tile_problem(log: &Log, tile_start: u64, leaves: &[Hash]) -> Result<Opt
 
 /// An anchor of a size that the log does not have. One query, so that a growing log raises no alarm.
 fn anchor_beyond_log(log: &Log) -> Result<Option<i64>> {
-    Ok(Spi::get_one_with_args::<i64>(
+    query::one::<i64>(
         "SELECT pg_catalog.min(c.tree_size) FROM agd.checkpoint c JOIN agd.log l USING (log_id)
           WHERE c.log_id = $1 AND c.tree_size > l.size",
         &[log.log_id.into()],
-    )?)
+    )
 }
 
 /// An anchor must stand at every multiple of 256.
 fn missing_full_anchor(log: &Log, from: u64, size: u64) -> Result<Option<String>> {
-    let missing = Spi::get_one_with_args::<i64>(
+    let missing = query::one::<i64>(
         "SELECT pg_catalog.min(s) FROM pg_catalog.generate_series($2::bigint, $3::bigint, 256) AS s
           WHERE NOT EXISTS (SELECT FROM agd.checkpoint c WHERE c.log_id = $1 AND c.tree_size = s)",
         &[
@@ -394,19 +395,19 @@ fn checkpoints_in_platform_log(log: &Log) -> Result<Check> {
 /// A checkpoint of this log that stands in the platform log, and that the log itself does not have (any more). One query,
 /// so that a growing log raises no alarm.
 fn anchor_only_in_platform_log(log: &Log) -> Result<Option<i64>> {
-    Ok(Spi::get_one_with_args::<i64>(
+    query::one::<i64>(
         "SELECT pg_catalog.min(pg_catalog.split_part(e.body, E'\\n', 2)::bigint)
            FROM agd.event e
           WHERE e.action = 'CHECKPOINT' AND pg_catalog.split_part(e.body, E'\\n', 1) = $2
             AND NOT EXISTS (SELECT FROM agd.checkpoint c
                              WHERE c.log_id = $1 AND c.tree_size::text = pg_catalog.split_part(e.body, E'\\n', 2))",
         &[log.log_id.into(), log.origin.as_str().into()],
-    )?)
+    )
 }
 
 /// An anchor whose guard state was never entered into the platform log.
 fn anchor_of_unknown_guard_state(log: &Log) -> Result<Option<i64>> {
-    Ok(Spi::get_one_with_args::<i64>(
+    query::one::<i64>(
         "SELECT pg_catalog.min(c.tree_size)
            FROM agd.checkpoint c
           WHERE c.log_id = $1
@@ -414,12 +415,12 @@ fn anchor_of_unknown_guard_state(log: &Log) -> Result<Option<i64>> {
                              WHERE e.action = 'GUARD.STATE'
                                AND e.body = 'sha256:' || pg_catalog.encode(c.guard_state, 'hex'))",
         &[log.log_id.into()],
-    )?)
+    )
 }
 
 /// An event that the sequencer's snapshot sees and that no tile holds: it was put there outside the gate.
 fn event_without_leaf() -> Result<Option<String>> {
-    Ok(Spi::get_one::<String>(
+    query::one::<String>(
         "WITH keys AS MATERIALIZED (
            SELECT pg_catalog.substring(t.event_keys, i * 12 + 1, 12) AS key
              FROM agd.tile t CROSS JOIN pg_catalog.generate_series(0, 255) i WHERE t.level = 0
@@ -433,7 +434,8 @@ fn event_without_leaf() -> Result<Option<String>> {
           WHERE pg_catalog.pg_visible_in_snapshot(e.xact_id, s.integrated)
             AND NOT EXISTS (SELECT FROM keys k
                              WHERE k.key = pg_catalog.int8send(e.xact_id::text::bigint) || pg_catalog.int4send(e.n))",
-    )?)
+        &[],
+    )
 }
 
 /// Every event that the sequencer's snapshot sees is in exactly one leaf, and every transaction has as many events as
