@@ -7,12 +7,12 @@
 
 use crate::catalog::{Relation, catalog, to_varlena};
 use crate::error::{Error, Result};
-use crate::transaction;
+use crate::{nesting, transaction};
 use agd_core::intent::Void;
 use pgrx::pg_sys;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 // Attributes of agd.event, from 0. sql/20_event.sql has the same order.
 /// xact_id xid8
@@ -139,23 +139,127 @@ impl<const N: usize> Tuple<N> {
     }
 
     /// Inserts into heap and indexes. Returns where the tuple lies.
-    fn insert(mut self, oid: pg_sys::Oid) -> (u32, u16) {
-        let relation = Relation::open(oid, pg_sys::RowExclusiveLock);
+    fn insert(mut self, table: &OpenTable) -> (u32, u16) {
         // SAFETY: the tuple is formed with the relation's own descriptor, whose columns the constants above mirror;
         // the CatalogTuple functions are PostgreSQL's path for heap insert plus index inserts without an executor.
         unsafe {
-            debug_assert_eq!((*relation.descriptor()).natts as usize, N);
-            let tuple =
-                pg_sys::heap_form_tuple(relation.descriptor(), self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
-            let indexes = pg_sys::CatalogOpenIndexes(relation.0);
-            pg_sys::CatalogTupleInsertWithInfo(relation.0, tuple, indexes);
-            pg_sys::CatalogCloseIndexes(indexes);
+            let descriptor = (*table.relation).rd_att;
+            debug_assert_eq!((*descriptor).natts as usize, N);
+            let tuple = pg_sys::heap_form_tuple(descriptor, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
+            pg_sys::CatalogTupleInsertWithInfo(table.relation, tuple, table.indexes);
             let place = (*tuple).t_self;
             pg_sys::heap_freetuple(tuple);
             let block = (u32::from(place.ip_blkid.bi_hi) << 16) | u32::from(place.ip_blkid.bi_lo);
             (block, place.ip_posid)
         }
     }
+}
+
+/// A table of the record with its indexes, open for inserts.
+#[derive(Clone, Copy)]
+struct OpenTable {
+    relation: pg_sys::Relation,
+    indexes: pg_sys::CatalogIndexState,
+}
+
+impl OpenTable {
+    fn open(oid: pg_sys::Oid) -> Self {
+        // SAFETY: both are closed by close(), or by the resource owner on an error.
+        unsafe {
+            let relation = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
+            OpenTable { relation, indexes: pg_sys::CatalogOpenIndexes(relation) }
+        }
+    }
+
+    fn close(self) {
+        // SAFETY: opened by open(), under the resource owner that is current again.
+        unsafe {
+            pg_sys::CatalogCloseIndexes(self.indexes);
+            pg_sys::table_close(self.relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+        }
+    }
+}
+
+/// agd.event kept open from the second event of a query to the query's end: opening it costs a fifth of recording a row.
+#[derive(Clone, Copy)]
+struct Kept {
+    table: OpenTable,
+    /// What `table.indexes` was allocated in.
+    memory: pg_sys::MemoryContext,
+    /// Which query keeps it.
+    level: u32,
+    subtransaction: u32,
+    owner: pg_sys::ResourceOwner,
+}
+
+thread_local! {
+    static KEPT: Cell<Option<Kept>> = const { Cell::new(None) };
+    /// The query that recorded the last event: (nesting level, subtransaction).
+    static LAST_QUERY: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
+}
+
+/// Does a query keep agd.event open? (The cheap question at the end of every query.)
+pub fn is_kept_open() -> bool {
+    KEPT.get().is_some()
+}
+
+/// A query of this level ended: what it kept open is closed.
+pub fn query_ended(level: u32) {
+    if let Some(kept) = KEPT.get()
+        && kept.level >= level
+    {
+        KEPT.set(None);
+        // SAFETY: the query's resource owner and the memory context made by insert_event() are both still there.
+        unsafe {
+            let owner = pg_sys::CurrentResourceOwner;
+            pg_sys::CurrentResourceOwner = kept.owner;
+            kept.table.close();
+            pg_sys::CurrentResourceOwner = owner;
+            pg_sys::MemoryContextDelete(kept.memory);
+        }
+    }
+}
+
+/// A subtransaction, or the transaction (0), was rolled back: its resource owner has closed what it kept open.
+pub fn rolled_back(subtransaction: u32) {
+    if KEPT.get().is_some_and(|kept| kept.subtransaction >= subtransaction) {
+        KEPT.set(None);
+    }
+}
+
+fn insert_event(tuple: Tuple<EVENT_COLUMNS>) -> Result<(u32, u16)> {
+    let (level, subtransaction) = (nesting::level(), transaction::subtransaction());
+    // SAFETY: reads a process global.
+    let owner = unsafe { pg_sys::CurrentResourceOwner };
+    if let Some(kept) = KEPT.get()
+        && (kept.level, kept.subtransaction, kept.owner) == (level, subtransaction, owner)
+    {
+        return Ok(tuple.insert(&kept.table));
+    }
+    let again = LAST_QUERY.replace((level, subtransaction)) == (level, subtransaction);
+    // Level 0 has no end that would be told; and one query at a time keeps it.
+    if again && level > 0 && KEPT.get().is_none() {
+        // SAFETY: a memory context that outlives the row's; the transaction's end frees it at the latest.
+        let (table, memory) = unsafe {
+            let memory = pg_sys::AllocSetContextCreateExtended(
+                pg_sys::TopTransactionContext,
+                c"agd.event kept open".as_ptr(),
+                pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
+                pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
+            );
+            let outer = pg_sys::MemoryContextSwitchTo(memory);
+            let table = OpenTable::open(catalog()?.event);
+            pg_sys::MemoryContextSwitchTo(outer);
+            (table, memory)
+        };
+        KEPT.set(Some(Kept { table, memory, level, subtransaction, owner }));
+        return Ok(tuple.insert(&table));
+    }
+    let table = OpenTable::open(catalog()?.event);
+    let place = tuple.insert(&table);
+    table.close();
+    Ok(place)
 }
 
 /// Inserts an event of this transaction. Returns where it lies.
@@ -180,7 +284,7 @@ pub fn insert(record: &Record<'_>) -> Result<(u32, u16)> {
     }
     tuple.set_text(EVENT_BODY, record.body);
     tuple.set_text(EVENT_ROLE, other_role.as_deref());
-    let place = tuple.insert(catalog()?.event);
+    let place = insert_event(tuple)?;
     transaction::event_recorded();
     Ok(place)
 }
@@ -247,7 +351,9 @@ pub fn insert_transaction(record: &TransactionRecord) -> Result<()> {
     tuple.set_text(TRANSACTION_BINDING, Some(record.binding));
     tuple.set_text(TRANSACTION_APPLICATION, record.application_name.as_deref());
     tuple.set_text(TRANSACTION_CLIENT, record.client_addr.as_deref());
-    tuple.insert(catalog()?.transaction);
+    let table = OpenTable::open(catalog()?.transaction);
+    tuple.insert(&table);
+    table.close();
     Ok(())
 }
 

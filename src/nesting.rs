@@ -123,7 +123,7 @@ unsafe extern "C-unwind" fn executor_finish(query: *mut pg_sys::QueryDesc) {
         // queued with the statement that caused it: the intents go up with them.
         let triggers_belong_to_caller =
             ((*(*query).estate).es_top_eflags as u32 & pg_sys::EXEC_FLAG_SKIP_TRIGGERS) != 0;
-        if transaction::intents_outstanding() {
+        if transaction::must_end_query() {
             error::entry(|| {
                 transaction::query_ended(outer + 1, triggers_belong_to_caller);
                 Ok(())
@@ -150,7 +150,6 @@ unsafe extern "C-unwind" fn process_utility(
     // needed of it is read before. This frame has nothing to drop.
     unsafe {
         let node = (*statement).utilityStmt;
-        let is_copy = (*node).type_ == pg_sys::NodeTag::T_CopyStmt;
         let commits_prepared = (*node).type_ == pg_sys::NodeTag::T_TransactionStmt
             && (*node.cast::<pg_sys::TransactionStmt>()).kind
                 == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED;
@@ -176,15 +175,15 @@ unsafe extern "C-unwind" fn process_utility(
                 completion,
             ),
         }
-        // COPY FROM fires row triggers without an executor query of its own.
-        if is_copy && transaction::intents_outstanding() {
+        if adds_a_partition {
+            error::entry(crate::guard::partition::after_partition_added);
+        }
+        // COPY FROM fires row triggers, and ATTACH records a baseline, without an executor query of their own.
+        if transaction::must_end_query() {
             error::entry(|| {
                 transaction::query_ended(outer + 1, false);
                 Ok(())
             });
-        }
-        if adds_a_partition {
-            error::entry(crate::guard::partition::after_partition_added);
         }
         // The prepared transaction's events became visible just now, and no callback of this backend told so.
         if commits_prepared {

@@ -28,6 +28,8 @@ pub struct Database {
     pub wanted: AtomicBool,
     /// No worker is started before this time (microseconds since 2000-01-01): the database is being dropped or copied.
     pub held_until: AtomicI64,
+    /// Starts of the worker since its last good pass: each doubles the wait before the next.
+    pub starts: AtomicU32,
     /// The clock's floor was restored from this database's tables since the server started.
     pub clock_restored: AtomicBool,
     /// Committed (or prepared) events that the worker has not integrated yet.
@@ -225,6 +227,7 @@ impl Database {
         self.wanted.store(false, Ordering::Release);
         self.clock_restored.store(false, Ordering::Release);
         self.held_until.store(0, Ordering::Release);
+        self.starts.store(0, Ordering::Release);
         self.waiting.store(0, Ordering::Release);
         for counter in [&self.recorded, &self.voided, &self.integrated] {
             counter.store(0, Ordering::Release);

@@ -88,7 +88,8 @@ pub fn init() {
     }
 }
 
-fn subtransaction() -> u32 {
+/// The number of the present subtransaction.
+pub fn subtransaction() -> u32 {
     // SAFETY: reads the backend's transaction state.
     unsafe { pg_sys::GetCurrentSubTransactionId() }
 }
@@ -157,13 +158,14 @@ pub fn confirm_write(relation: pg_sys::Oid, operation: Operation, fingerprint: u
     confirmed
 }
 
-/// Are there records whose write has not been seen? (The cheap question at the end of every query.)
-pub fn intents_outstanding() -> bool {
-    with(|state| !state.intents.is_empty())
+/// Has the query that ends left anything to be done? (The cheap question at the end of every query.)
+pub fn must_end_query() -> bool {
+    event::is_kept_open() || with(|state| !state.intents.is_empty())
 }
 
 /// A query or COPY of this nesting level ended.
 pub fn query_ended(level: u32, triggers_belong_to_caller: bool) {
+    event::query_ended(level);
     if triggers_belong_to_caller {
         with(|state| state.intents.hand_up(level));
         return;
@@ -339,6 +341,7 @@ unsafe extern "C-unwind" fn transaction_event(what: pg_sys::XactEvent::Type, _ar
         }
         pg_sys::XactEvent::XACT_EVENT_ABORT => {
             forget();
+            event::rolled_back(0);
             nesting::return_to(0);
             tenant::transaction_ended();
         }
@@ -368,6 +371,7 @@ unsafe extern "C-unwind" fn subtransaction_event(
                 nesting::return_to(*level);
             }
             state.levels.retain(|(open, _)| *open < subtransaction);
+            event::rolled_back(subtransaction);
             state.live.retain(|live| live.subtransaction < subtransaction);
             state.causes.retain(|cause| cause.subtransaction < subtransaction);
             state.intents.abort_subtransaction(subtransaction);

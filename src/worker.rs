@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const PASS_INTERVAL: Duration = Duration::from_millis(100);
 /// So many waiting events make a pass due whatever the interval.
 const MANY_EVENTS: i64 = 1 << 16;
-/// A worker that failed is started again after this.
+/// A worker that failed is started again after this; after twice as long when it fails again, and so on to 64 times.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 
 fn write_name(target: &mut [c_char], name: &str) {
@@ -146,8 +146,9 @@ pub extern "C-unwind" fn agd_launcher_main(_argument: pg_sys::Datum) {
             if database.held_until.load(Ordering::Acquire) > clock() {
                 continue;
             }
-            // Not again before the delay, unless the worker asks for it anew.
-            database.held_until.store(clock() + RESTART_DELAY.as_micros() as i64, Ordering::Release);
+            let starts = database.starts.fetch_add(1, Ordering::AcqRel).min(6);
+            let delay = RESTART_DELAY.as_micros() as i64;
+            database.held_until.store(clock() + (delay << starts), Ordering::Release);
             start_worker(oid);
         }
         sleep(again);
@@ -314,6 +315,7 @@ impl Worker {
                 let _ = self.database.waiting.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Acquire);
             }
             self.database.integrated.fetch_add(outcome.events, Ordering::AcqRel);
+            self.database.starts.store(0, Ordering::Release);
             platform = outcome.anchored_tail;
             if !(outcome.recorded && (all_tails || outcome.anchored_tail)) {
                 if all_tails {
