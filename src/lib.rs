@@ -11,6 +11,7 @@ use pgrx::prelude::*;
 mod catalog;
 mod error;
 mod event;
+mod fmgr;
 mod guard;
 mod install;
 mod log;

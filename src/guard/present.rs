@@ -2,36 +2,22 @@
 #![allow(unsafe_code)] // takes a composite value apart
 
 use crate::catalog::{Columns, Relation};
-use crate::error::{self, Error, Result};
+use crate::error::{Error, Result};
+use crate::fmgr::c_function;
 use crate::guard::image::RowFormat;
 use crate::guard::relation::row_format;
 use pgrx::pg_sys;
 use std::cell::RefCell;
 
-/// Declares `name(record) RETURNS json`.
-macro_rules! row_function {
-    ($name:ident, $info:ident, $part:ident) => {
-        #[doc = concat!("Declares `", stringify!($name), "` to the function manager.")]
-        #[unsafe(no_mangle)]
-        pub extern "C" fn $info() -> &'static pg_sys::Pg_finfo_record {
-            const INFO: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
-            &INFO
-        }
-
-        /// Called by PostgreSQL with a row of a table; STRICT.
-        ///
-        /// # Safety
-        /// Only the function manager calls this.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C-unwind" fn $name(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-            // SAFETY: declared with one argument of type record, STRICT; this frame has nothing to drop.
-            unsafe { error::entry(|| with_row((*call).args.as_slice(1)[0].value, RowFormat::$part)) }
-        }
-    };
-}
-
-row_function!(agd_row_image, pg_finfo_agd_row_image, image);
-row_function!(agd_row_key, pg_finfo_agd_row_key, key);
+// Both are declared with one argument of type record, STRICT.
+c_function!(agd_row_image, pg_finfo_agd_row_image, |call: pg_sys::FunctionCallInfo| with_row(
+    (*call).args.as_slice(1)[0].value,
+    RowFormat::image
+));
+c_function!(agd_row_key, pg_finfo_agd_row_key, |call: pg_sys::FunctionCallInfo| with_row(
+    (*call).args.as_slice(1)[0].value,
+    RowFormat::key
+));
 
 /// # Safety
 /// `row` is a composite datum.

@@ -6,8 +6,9 @@
 #![allow(unsafe_code)] // trigger calls arrive as raw fmgr calls
 
 use crate::catalog::Columns;
-use crate::error::{self, Error, Result};
+use crate::error::{Error, Result};
 use crate::event::{self, Record};
+use crate::fmgr::c_function;
 use crate::guard::relation::{Guarded, guarded};
 use crate::log::storage;
 use crate::{tenant, transaction};
@@ -17,32 +18,20 @@ use std::cell::RefCell;
 use std::ffi::CStr;
 use std::rc::Rc;
 
-/// Declares a function to PostgreSQL's function manager under `agd_…`.
-macro_rules! trigger_function {
-    ($name:ident, $info:ident, $body:ident) => {
-        #[doc = concat!("The C entry point `", stringify!($name), "`.")]
-        #[unsafe(no_mangle)]
-        pub extern "C" fn $info() -> &'static pg_sys::Pg_finfo_record {
-            const INFO: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
-            &INFO
-        }
+c_function!(agd_record_write, pg_finfo_agd_record_write, |call| fire(call, record_write));
+c_function!(agd_confirm_write, pg_finfo_agd_confirm_write, |call| fire(call, confirm_write));
+c_function!(agd_truncate, pg_finfo_agd_truncate, |call| fire(call, truncate));
+c_function!(agd_refuse_write, pg_finfo_agd_refuse_write, |call| fire(call, refuse_write));
 
-        /// Called by PostgreSQL for each firing of the trigger.
-        ///
-        /// # Safety
-        /// Only the function manager calls this.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C-unwind" fn $name(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-            // SAFETY: the function manager passes a valid call; this frame has nothing to drop.
-            unsafe { error::entry(|| $body(&Call::from(call)?).map(pg_sys::Datum::from)) }
-        }
-    };
+/// # Safety
+/// `call` comes from the function manager.
+unsafe fn fire(
+    call: pg_sys::FunctionCallInfo,
+    body: impl FnOnce(&Call) -> Result<pg_sys::HeapTuple>,
+) -> Result<pg_sys::Datum> {
+    // SAFETY: passed on to the caller.
+    body(&unsafe { Call::from(call) }?).map(pg_sys::Datum::from)
 }
-
-trigger_function!(agd_record_write, pg_finfo_agd_record_write, record_write);
-trigger_function!(agd_confirm_write, pg_finfo_agd_confirm_write, confirm_write);
-trigger_function!(agd_truncate, pg_finfo_agd_truncate, truncate);
-trigger_function!(agd_refuse_write, pg_finfo_agd_refuse_write, refuse_write);
 
 /// One firing of a trigger.
 struct Call {
