@@ -194,8 +194,13 @@ struct Kept {
 
 thread_local! {
     static KEPT: Cell<Option<Kept>> = const { Cell::new(None) };
-    /// The query that recorded the last event: (nesting level, subtransaction).
-    static LAST_QUERY: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
+    /// An event was recorded since a query began: this query records more than one row.
+    static RECORDED_BEFORE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A query begins. One that records a single row is not worth keeping the table open for.
+pub fn query_began() {
+    RECORDED_BEFORE.set(false);
 }
 
 /// Does a query keep agd.event open? (The cheap question at the end of every query.)
@@ -222,8 +227,12 @@ pub fn query_ended(level: u32) {
 
 /// A subtransaction, or the transaction (0), was rolled back: its resource owner has closed what it kept open.
 pub fn rolled_back(subtransaction: u32) {
-    if KEPT.get().is_some_and(|kept| kept.subtransaction >= subtransaction) {
+    if let Some(kept) = KEPT.get()
+        && kept.subtransaction >= subtransaction
+    {
         KEPT.set(None);
+        // SAFETY: made by insert_event(), not current: it is only while the table is being opened.
+        unsafe { pg_sys::MemoryContextDelete(kept.memory) };
     }
 }
 
@@ -236,7 +245,7 @@ fn insert_event(tuple: Tuple<EVENT_COLUMNS>) -> Result<(u32, u16)> {
     {
         return Ok(tuple.insert(&kept.table));
     }
-    let again = LAST_QUERY.replace((level, subtransaction)) == (level, subtransaction);
+    let again = RECORDED_BEFORE.replace(true);
     // Level 0 has no end that would be told; and one query at a time keeps it.
     if again && level > 0 && KEPT.get().is_none() {
         // SAFETY: a memory context that outlives the row's; the transaction's end frees it at the latest.

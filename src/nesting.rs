@@ -14,7 +14,7 @@
 #![allow(unsafe_code)] // hooks are raw C function pointers
 
 use crate::error;
-use crate::transaction;
+use crate::{event, transaction};
 use pgrx::pg_sys;
 use std::ffi::c_char;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -27,7 +27,13 @@ pub fn level() -> u32 {
     LEVEL.load(Relaxed)
 }
 
-/// An error was caught: what runs now runs at this level.
+/// One level deeper, where a query or utility statement begins.
+fn enter(outer: u32) {
+    LEVEL.store(outer + 1, Relaxed);
+    event::query_began();
+}
+
+/// The statement is over, or an error was caught: what runs now runs at this level.
 pub fn return_to(level: u32) {
     LEVEL.store(level, Relaxed);
 }
@@ -81,7 +87,7 @@ unsafe extern "C-unwind" fn executor_run(
     once: bool,
 ) {
     let outer = level();
-    return_to(outer + 1);
+    enter(outer);
     // SAFETY: passes on exactly what PostgreSQL passed in.
     unsafe {
         match PREVIOUS_RUN {
@@ -99,7 +105,7 @@ unsafe extern "C-unwind" fn executor_run(
     count: u64,
 ) {
     let outer = level();
-    return_to(outer + 1);
+    enter(outer);
     // SAFETY: passes on exactly what PostgreSQL passed in.
     unsafe {
         match PREVIOUS_RUN {
@@ -145,7 +151,7 @@ unsafe extern "C-unwind" fn process_utility(
     completion: *mut pg_sys::QueryCompletion,
 ) {
     let outer = level();
-    return_to(outer + 1);
+    enter(outer);
     // SAFETY: passes on exactly what PostgreSQL passed in. `statement` may be freed by COMMIT or ROLLBACK: what is
     // needed of it is read before. This frame has nothing to drop.
     unsafe {

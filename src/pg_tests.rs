@@ -235,4 +235,50 @@ mod tests {
                FROM agd.event WHERE action <> 'GUARD' AND n > 3");
         assert_eq!(actions, "DELETE2 UPDATE3 INSERT4");
     }
+
+    const KEPT_OPEN: &str = "SELECT count(*) FROM pg_backend_memory_contexts WHERE name = 'agd.event kept open'";
+
+    /// An error in the middle of a statement, caught: what the statement kept open is let go of, memory and all.
+    #[pg_test]
+    fn a_caught_error_leaves_nothing_open() {
+        Spi::run(
+            "CREATE TABLE t (id int PRIMARY KEY);
+             SELECT agd.guard('t');
+             DO $$ BEGIN
+               FOR i IN 1..50 LOOP
+                 BEGIN
+                   INSERT INTO t SELECT unnest(ARRAY[1, 2, 3, 1]);
+                 EXCEPTION WHEN unique_violation THEN NULL;
+                 END;
+               END LOOP;
+             END $$;
+             INSERT INTO t VALUES (4)",
+        )
+        .unwrap();
+        assert_eq!(one::<i64>(KEPT_OPEN), 0);
+        assert_eq!(one::<i64>("SELECT count(*) FROM agd.event WHERE action = 'INSERT'"), 1);
+    }
+
+    /// The table of events is kept open within a query that records several rows, not for each query of one row.
+    #[pg_test]
+    fn kept_open_for_several_rows_only() {
+        Spi::run(&format!(
+            "CREATE TABLE t (id int PRIMARY KEY);
+             CREATE TABLE seen (id int, kept bigint);
+             CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$
+               BEGIN INSERT INTO seen SELECT NEW.id, ({KEPT_OPEN}); RETURN NULL; END $$;
+             CREATE TRIGGER look AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION look();
+             SELECT agd.guard('t')"
+        ))
+        .unwrap();
+        for statement in ["INSERT INTO t VALUES (1)", "INSERT INTO t VALUES (2)", "INSERT INTO t VALUES (3), (4), (5)"]
+        {
+            Spi::run(statement).unwrap();
+        }
+        assert_eq!(
+            one::<String>("SELECT string_agg(id || ':' || kept, ' ' ORDER BY id) FROM seen"),
+            "1:0 2:0 3:1 4:1 5:1"
+        );
+        assert_eq!(one::<i64>(KEPT_OPEN), 0);
+    }
 }
