@@ -171,3 +171,20 @@ fn a_cause_is_required_where_the_guard_says_so() {
     g.refuses("t", "SELECT agd.set_cause(repeat('x', 100000))", "22023");
     g.refuses("t", "BEGIN; SELECT agd.set_cause('one'); DELETE FROM t; SELECT agd.set_cause('two')", "55000");
 }
+
+/// Making a partition looks at the guards, and must not wait for a lock on a guarded table that it has nothing to do with.
+#[test]
+fn a_new_partition_waits_for_no_other_table() {
+    let mut g = set_up(
+        "waits",
+        "CREATE TABLE busy (id int PRIMARY KEY) PARTITION BY LIST (id); CREATE TABLE busy1 PARTITION OF busy FOR VALUES IN (1);
+         CREATE TABLE calm (id int PRIMARY KEY) PARTITION BY LIST (id);
+         SELECT agd.guard('busy'), agd.guard('calm')",
+    );
+    let mut other = g.database().connect().unwrap();
+    let mut holding = other.transaction().unwrap();
+    holding.batch_execute("LOCK TABLE busy, busy1 IN ACCESS EXCLUSIVE MODE").unwrap();
+    g.run("SET lock_timeout = '2s'; CREATE TABLE calm1 PARTITION OF calm FOR VALUES IN (1)");
+    holding.rollback().unwrap();
+    assert_eq!(g.one::<i64>("SELECT count(*) FROM agd.coverage() WHERE relation = 'calm1'::regclass AND intact"), 1);
+}

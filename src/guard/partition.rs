@@ -61,11 +61,20 @@ fn complete() -> Result<()> {
     let incomplete = Spi::connect(|client| {
         client
             .select(
-                "SELECT g.guard_id::text, g.relation::oid, g.tenant_column, c.oid, c.relrowsecurity,
+                // Catalog rows alone: pg_partition_tree would wait for locks on guarded tables that this has nothing to
+                // do with.
+                "WITH RECURSIVE tree (guard_id, oid, level) AS (
+                   SELECT g.guard_id, g.relation::oid, 0
+                     FROM agd.guarded_table g JOIN pg_catalog.pg_class r ON r.oid = g.relation AND r.relkind = 'p'
+                   UNION ALL
+                   SELECT t.guard_id, i.inhrelid, t.level + 1
+                     FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
+                 )
+                 SELECT g.guard_id::text, g.relation::oid, g.tenant_column, c.oid, c.relrowsecurity,
                         c.relpersistence::text, c.relkind = 'p' OR a.amname = 'heap'
-                   FROM agd.guarded_table g
-                        CROSS JOIN LATERAL pg_catalog.pg_partition_tree(g.relation) t
-                        JOIN pg_catalog.pg_class c ON c.oid = t.relid
+                   FROM tree t
+                        JOIN agd.guarded_table g ON g.guard_id = t.guard_id
+                        JOIN pg_catalog.pg_class c ON c.oid = t.oid
                         LEFT JOIN pg_catalog.pg_am a ON a.oid = c.relam
                   WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger tg
                                      WHERE tg.tgrelid = c.oid AND tg.tgname = '~agd_truncate')
