@@ -190,12 +190,31 @@ def no_machine_paths(files):
     return matching([path for path in files if path.name not in GENERATED], MACHINE_PATHS)
 
 
+TRAP_TESTS = re.compile(r"\b([a-z_]+): (`\w+`(?:, `\w+`)*)")
+
+
+def traps_have_their_tests(files):
+    """Every test that docs/traps.md names is there"""
+    path = ROOT / "docs" / "traps.md"
+    found = []
+    for number, line in lines(path):
+        for name in re.findall(r"isolation/`([\w-]+)`", line):
+            if not (ROOT / "tests" / "isolation" / "specs" / f"{name}.spec").is_file():
+                found.append(at(path, number, line))
+        for where, names in TRAP_TESTS.findall(line):
+            source = ROOT / ("src/pg_tests.rs" if where == "pg_tests" else f"pgrx-tests/tests/{where}.rs")
+            text = source.read_text() if source.is_file() else ""
+            found += [at(path, number, f"{where}: {name}") for name in re.findall(r"\w+", names) if f"fn {name}()" not in text]
+    return found
+
+
 RULES = [
     core_is_pure,
     unsafe_is_confined,
     modules_say_what_they_are,
     definers_are_pinned,
     sql_is_numbered,
+    traps_have_their_tests,
     no_left_overs,
     no_registries,
     no_machine_paths,

@@ -10,7 +10,7 @@ COMMENT ON TABLE agd.tenant IS 'tenants of this database; a tenant once created 
 
 CREATE TABLE agd.role_map (
   role   regrole PRIMARY KEY,
-  tenant text COLLATE "C" NOT NULL REFERENCES agd.tenant (tenant),
+  tenant text COLLATE "C" NOT NULL,
   mode   text NOT NULL CHECK (mode = 'role')
 );
 COMMENT ON TABLE agd.role_map IS 'which login role belongs to which tenant';

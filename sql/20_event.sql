@@ -28,7 +28,7 @@ CREATE TABLE agd.transaction (
   principal         text,
   fleet_id          text,
   cause             text,
-  binding           text COLLATE "C" NOT NULL CHECK (binding IN ('none', 'role', 'bypass')),
+  binding           text COLLATE "C" NOT NULL CHECK (binding IN ('none', 'role', 'bypass', 'replication')),
   application_name  text,
   client_addr       text
 );
@@ -38,10 +38,6 @@ CREATE FUNCTION agd.refuse_write() RETURNS trigger
   LANGUAGE c AS 'MODULE_PATHNAME', 'agd_refuse_write';
 COMMENT ON FUNCTION agd.refuse_write() IS 'raises AG002: the record is written by agd alone';
 
-CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON agd.event
-  FOR EACH STATEMENT EXECUTE FUNCTION agd.refuse_write();
-ALTER TABLE agd.event ENABLE ALWAYS TRIGGER refuse_write;
-
-CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON agd.transaction
-  FOR EACH STATEMENT EXECUTE FUNCTION agd.refuse_write();
-ALTER TABLE agd.transaction ENABLE ALWAYS TRIGGER refuse_write;
+CREATE FUNCTION agd.refuse_replicated() RETURNS trigger
+  LANGUAGE c AS 'MODULE_PATHNAME', 'agd_refuse_replicated';
+COMMENT ON FUNCTION agd.refuse_replicated() IS 'raises AG002 when logical replication brings a row from another server';

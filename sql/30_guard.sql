@@ -8,9 +8,32 @@ CREATE TABLE agd.guarded_table (
   require_cause boolean  NOT NULL,
   on_truncate   text COLLATE "C" NOT NULL CHECK (on_truncate IN ('refuse', 'record')),
   guarded_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
-  guarded_by    text     NOT NULL DEFAULT SESSION_USER
+  guarded_by    text     NOT NULL DEFAULT SESSION_USER,
+  redact        text[] COLLATE "C" NOT NULL DEFAULT '{}'   -- columns recorded as a digest only
 );
 COMMENT ON TABLE agd.guarded_table IS 'the tables that agd.guard() guards';
+
+-- Nobody is granted anything here. A key stays when its guard goes: while it is there, whoever may read it can check a
+-- value against the record. Whoever deletes it makes the digests mean nothing for good, and a table that is still guarded
+-- under it refuses writes until it is guarded anew.
+CREATE TABLE agd.redaction_key (
+  guard_id uuid  PRIMARY KEY,
+  key      bytea NOT NULL CHECK (pg_catalog.octet_length(key) = 32)
+);
+COMMENT ON TABLE agd.redaction_key IS 'the keys under which redacted columns are digested, one a guard';
+
+-- Every guard: those of agd.guard(), and those of agd's own tables that carry decisions. The latter have fixed ids, the same
+-- in every database; sql/80_own_tables.sql makes their triggers.
+CREATE VIEW agd.every_guard AS
+  SELECT g.guard_id, g.relation, g.tenant_column, g.require_cause, g.on_truncate, g.redact
+    FROM agd.guarded_table g
+  UNION ALL
+  SELECT pg_catalog.encode(pg_catalog.substr(pg_catalog.sha256(pg_catalog.convert_to('agd guard of agd.' || own.name, 'UTF8')), 1, 16),
+                           'hex')::uuid,
+         own.relation, NULL, false, 'refuse', '{}'
+    FROM (VALUES ('tenant', 'agd.tenant'::regclass), ('role_map', 'agd.role_map'::regclass),
+                 ('guarded_table', 'agd.guarded_table'::regclass)) AS own(name, relation);
+COMMENT ON VIEW agd.every_guard IS 'the guards of agd.guard() and those of agd''s own tables';
 
 CREATE FUNCTION agd.record_write() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'agd_record_write';
 COMMENT ON FUNCTION agd.record_write() IS 'the gate: records the row before it is written';
@@ -45,56 +68,129 @@ CREATE FUNCTION agd.complete_partitions() RETURNS void
 COMMENT ON FUNCTION agd.complete_partitions() IS
   'guards new partitions of guarded tables; called by agd when a partition is made or attached';
 
--- A guard is intact when every table of its tree has its triggers, of our functions, ALWAYS on, and, for a table of
--- tenants, row-level security is on and forced and the restrictive policy stands on the root and on every partition.
+-- What is wrong with a guard, one row a problem; none: it is intact. The one truth: coverage() shows it, and DDL that
+-- would add to it is refused (src/guard/protect.rs).
+--
+-- The tree is read from catalog rows alone: pg_partition_tree would wait for locks on guarded tables. Only a policy's
+-- expression cannot be shown without a lock on its table; "policies_of" names the tables where it is looked at, NULL: all.
+CREATE FUNCTION agd.guard_problems(root regclass, policies_of oid[] DEFAULT NULL)
+  RETURNS TABLE (relation regclass, problem text)
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+  WITH RECURSIVE tree (oid, level) AS (
+    SELECT g.relation::oid, 0 FROM agd.every_guard g WHERE g.relation = guard_problems.root
+    UNION ALL
+    SELECT i.inhrelid, t.level + 1
+      FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
+           JOIN pg_catalog.pg_class p ON p.oid = t.oid AND p.relkind = 'p'
+  )
+  SELECT t.oid::regclass, w.what
+    FROM tree t
+         JOIN agd.every_guard g ON g.relation = guard_problems.root
+         LEFT JOIN pg_catalog.pg_class c ON c.oid = t.oid
+         LEFT JOIN pg_catalog.pg_am am ON am.oid = c.relam
+         CROSS JOIN LATERAL (
+           -- The gate.
+           SELECT pg_catalog.format('trigger "%s" is missing, changed or not ENABLE ALWAYS', e.tgname) AS what
+             FROM (VALUES ('~agd_record', 'agd.record_write()'::regprocedure, 31),
+                          ('~agd_confirm', 'agd.confirm_write()'::regprocedure, 29),
+                          ('~agd_truncate', 'agd.refuse_truncate()'::regprocedure, 34)) AS e(tgname, tgfoid, tgtype)
+            WHERE NOT EXISTS (
+                    SELECT FROM pg_catalog.pg_trigger tg
+                     WHERE tg.tgrelid = t.oid AND tg.tgname = e.tgname AND tg.tgfoid = e.tgfoid
+                       AND tg.tgtype = e.tgtype AND tg.tgenabled = 'A' AND tg.tgqual IS NULL AND tg.tgattr::text = ''
+                       AND pg_catalog.encode(tg.tgargs, 'escape') = g.guard_id::text || '\000')
+           UNION ALL SELECT 'its triggers are switched off in pg_class' WHERE NOT c.relhastriggers
+           -- What the gate can record in full, and nothing else.
+           UNION ALL SELECT 'the table is gone' WHERE c.oid IS NULL
+           UNION ALL SELECT 'it is not a table' WHERE c.relkind NOT IN ('r', 'p')
+           UNION ALL SELECT 'it is unlogged or temporary' WHERE c.relpersistence <> 'p'
+           UNION ALL SELECT 'its access method is not heap' WHERE c.relkind = 'r' AND am.amname <> 'heap'
+           UNION ALL SELECT 'it is a partition of a table that is not guarded' WHERE t.level = 0 AND c.relispartition
+           UNION ALL SELECT 'it is part of an inheritance tree'
+            WHERE EXISTS (SELECT FROM pg_catalog.pg_inherits i
+                           WHERE (i.inhparent = t.oid AND c.relkind <> 'p')
+                              OR (i.inhrelid = t.oid AND NOT c.relispartition))
+           UNION ALL SELECT pg_catalog.format('it has the rule "%s"', r.rulename)
+             FROM pg_catalog.pg_rewrite r WHERE r.ev_class = t.oid
+           UNION ALL SELECT 'it has no primary key'
+            WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_index x WHERE x.indrelid = t.oid AND x.indisprimary)
+           -- The wall.
+           UNION ALL
+           SELECT pg_catalog.format('the tenant column "%s" is missing, generated or of another type', g.tenant_column)
+            WHERE g.tenant_column IS NOT NULL
+              AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                               WHERE a.attrelid = t.oid AND a.attname = g.tenant_column AND NOT a.attisdropped
+                                 AND a.attgenerated = ''
+                                 AND a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'uuid'::regtype,
+                                                    'bigint'::regtype, 'integer'::regtype))
+           UNION ALL
+           SELECT pg_catalog.format('the redacted column "%s" is missing, generated or part of the primary key', col.name)
+             FROM pg_catalog.unnest(g.redact) AS col(name)
+            WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                               WHERE a.attrelid = t.oid AND a.attname = col.name AND NOT a.attisdropped
+                                 AND a.attgenerated = ''
+                                 AND NOT EXISTS (SELECT FROM pg_catalog.pg_index x
+                                                  WHERE x.indrelid = t.oid AND x.indisprimary
+                                                    AND a.attnum = ANY (x.indkey)))
+           UNION ALL
+           SELECT 'row-level security is not enabled and forced'
+            WHERE g.tenant_column IS NOT NULL AND NOT (c.relrowsecurity AND c.relforcerowsecurity)
+           UNION ALL
+           SELECT 'the restrictive policy agd_tenant is missing or changed'
+            WHERE g.tenant_column IS NOT NULL
+              AND NOT EXISTS (
+                    SELECT FROM pg_catalog.pg_policy p
+                           CROSS JOIN LATERAL (
+                             SELECT CASE a.atttypid
+                                      WHEN 'text'::regtype THEN '(%1$s = ( SELECT agd.current_tenant() AS current_tenant))'
+                                      WHEN 'varchar'::regtype THEN
+                                        '((%1$s)::text = ((( SELECT agd.current_tenant() AS current_tenant))::%2$s)::text)'
+                                      ELSE '(%1$s = (( SELECT agd.current_tenant() AS current_tenant))::%2$s)' END AS shape,
+                                    pg_catalog.quote_ident(a.attname) AS col,
+                                    pg_catalog.format_type(a.atttypid, NULL) AS type
+                               FROM pg_catalog.pg_attribute a
+                              WHERE a.attrelid = t.oid AND a.attname = g.tenant_column AND NOT a.attisdropped) own
+                     WHERE p.polrelid = t.oid AND p.polname = 'agd_tenant' AND NOT p.polpermissive AND p.polcmd = '*'
+                       AND p.polroles = '{0}'
+                       AND CASE WHEN guard_problems.policies_of IS NULL OR t.oid = ANY (guard_problems.policies_of)
+                                THEN pg_catalog.pg_get_expr(p.polqual, t.oid)
+                                       = pg_catalog.format(own.shape, own.col, own.type)
+                                 AND pg_catalog.pg_get_expr(p.polwithcheck, t.oid)
+                                       = pg_catalog.format(own.shape, own.col, own.type)
+                                ELSE true END)
+         ) w;
+END;
+COMMENT ON FUNCTION agd.guard_problems(regclass, oid[]) IS
+  'what is wrong with the guard of a table and of its partitions; no rows: nothing';
+
 CREATE FUNCTION agd.coverage()
   RETURNS TABLE (relation regclass, guarded boolean, intact boolean, detail text)
   LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-  WITH tree AS (
-    SELECT g.guard_id, g.relation AS root, g.tenant_column, member.relid AS oid
-      FROM agd.guarded_table g
-           CROSS JOIN LATERAL (SELECT g.relation::oid AS relid
-                               UNION
-                               SELECT p.relid::oid FROM pg_catalog.pg_partition_tree(g.relation) p) member
+  WITH RECURSIVE tree (root, oid) AS (
+    SELECT g.relation::oid, g.relation::oid FROM agd.every_guard g
+    UNION ALL
+    SELECT t.root, i.inhrelid
+      FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
+           JOIN pg_catalog.pg_class p ON p.oid = t.oid AND p.relkind = 'p'
   ), problem AS (
-    SELECT t.oid,
-           pg_catalog.string_agg(w.what, '; ' ORDER BY w.what) AS what
-      FROM tree t
-           JOIN pg_catalog.pg_class c ON c.oid = t.oid
-           CROSS JOIN LATERAL (
-             SELECT pg_catalog.format('trigger "%s" is missing, changed or not ENABLE ALWAYS', e.tgname) AS what
-               FROM (VALUES ('~agd_record', 'agd.record_write()'::regprocedure, 31, true),
-                            ('~agd_confirm', 'agd.confirm_write()'::regprocedure, 29, true),
-                            ('~agd_truncate', 'agd.refuse_truncate()'::regprocedure, 34, false)
-                    ) AS e(tgname, tgfoid, tgtype, is_row)
-              WHERE NOT EXISTS (
-                      SELECT FROM pg_catalog.pg_trigger tg
-                       WHERE tg.tgrelid = t.oid AND tg.tgname = e.tgname AND tg.tgfoid = e.tgfoid
-                         AND tg.tgtype = e.tgtype AND tg.tgenabled = 'A' AND tg.tgqual IS NULL
-                         AND pg_catalog.encode(tg.tgargs, 'escape') = t.guard_id::text || '\000')
-             UNION ALL
-             SELECT 'row-level security is not enabled and forced'
-              WHERE t.tenant_column IS NOT NULL AND NOT (c.relrowsecurity AND c.relforcerowsecurity)
-             UNION ALL
-             SELECT 'the restrictive policy agd_tenant is missing'
-              WHERE t.tenant_column IS NOT NULL
-                AND NOT EXISTS (SELECT FROM pg_catalog.pg_policy p
-                                 WHERE p.polrelid = t.oid AND p.polname = 'agd_tenant' AND NOT p.polpermissive)
-           ) w
-     GROUP BY t.oid
+    SELECT w.relation AS oid, pg_catalog.string_agg(w.problem, '; ' ORDER BY w.problem) AS what
+      FROM agd.every_guard g CROSS JOIN LATERAL agd.guard_problems(g.relation) w
+     GROUP BY w.relation
   )
   SELECT c.oid::regclass, t.oid IS NOT NULL, t.oid IS NOT NULL AND p.what IS NULL,
          CASE WHEN t.oid IS NULL THEN 'not guarded'
               WHEN p.what IS NOT NULL THEN p.what
-              WHEN t.oid <> t.root THEN pg_catalog.format('guarded as a partition of %s', t.root)
+              WHEN t.oid <> t.root THEN pg_catalog.format('guarded as a partition of %s', t.root::regclass)
               ELSE 'guarded' END
     FROM pg_catalog.pg_class c
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          LEFT JOIN tree t ON t.oid = c.oid
          LEFT JOIN problem p ON p.oid = c.oid
    WHERE c.relkind IN ('r', 'p')
-     AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'agd')
+     AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+     AND (n.nspname <> 'agd' OR t.oid IS NOT NULL)   -- agd's other tables are the record itself
      AND n.nspname !~ '^pg_(toast|temp_)'
    ORDER BY 1;
 END;
@@ -104,27 +200,30 @@ COMMENT ON FUNCTION agd.coverage() IS 'every table of this database: is it guard
 --
 -- Made of names and definitions, never of oids, so that a restored database has the same. And made of catalog rows alone:
 -- the worker calls it, and must not wait for a lock that somebody holds on a guarded table (pg_partition_tree and
--- pg_get_expr would). So a policy is its expression's tree without object numbers, plus the names of all it refers to.
+-- pg_get_expr would). So a policy is its expression's tree without object numbers and places in a source text (-1: none), plus the names of
+-- all it refers to.
 CREATE FUNCTION agd.guard_state() RETURNS bytea
-  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off
 BEGIN ATOMIC
   WITH RECURSIVE tree (guard_id, oid) AS (
-    SELECT g.guard_id, g.relation::oid FROM agd.guarded_table g
+    SELECT g.guard_id, g.relation::oid FROM agd.every_guard g
     UNION ALL
     SELECT t.guard_id, i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
   ), lines (line) AS (
-    SELECT pg_catalog.format('guard %s %s %s %s %s', g.guard_id, g.relation, g.tenant_column, g.require_cause, g.on_truncate)
-      FROM agd.guarded_table g
+    SELECT pg_catalog.format('guard %s %s %s %s %s %s', g.guard_id, g.relation, g.tenant_column, g.require_cause, g.on_truncate,
+                             g.redact)
+      FROM agd.every_guard g
     UNION ALL
-    SELECT pg_catalog.format('table %s %s %s %s', t.guard_id, c.oid::regclass, c.relrowsecurity, c.relforcerowsecurity)
+    SELECT pg_catalog.format('table %s %s %s %s %s', t.guard_id, c.oid::regclass, c.relhastriggers, c.relrowsecurity,
+                             c.relforcerowsecurity)
       FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid
     UNION ALL
     SELECT pg_catalog.format('trigger %s %s %s', t.guard_id, tg.tgenabled, pg_catalog.pg_get_triggerdef(tg.oid))
       FROM tree t JOIN pg_catalog.pg_trigger tg ON tg.tgrelid = t.oid AND tg.tgname LIKE '~agd\_%'
     UNION ALL
     SELECT pg_catalog.format('policy %s %s %s %s %s %s %s %s', t.guard_id, t.oid::regclass, p.polname, p.polcmd, p.polpermissive,
-             pg_catalog.regexp_replace(p.polqual::text, '(:[a-z]+) [0-9]+', '\1 #', 'g'),
-             pg_catalog.regexp_replace(p.polwithcheck::text, '(:[a-z]+) [0-9]+', '\1 #', 'g'),
+             pg_catalog.regexp_replace(p.polqual::text, '(:[a-z]+) -?[0-9]+', '\1 #', 'g'),
+             pg_catalog.regexp_replace(p.polwithcheck::text, '(:[a-z]+) -?[0-9]+', '\1 #', 'g'),
              (SELECT pg_catalog.string_agg(pg_catalog.pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid), ', '
                                            ORDER BY pg_catalog.pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid)
                                                     COLLATE "C")
@@ -146,7 +245,7 @@ COMMENT ON FUNCTION agd.guard_state() IS 'digest over every guard''s definition,
 CREATE FUNCTION agd.guard_id(relation regclass) RETURNS uuid
   LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-  SELECT g.guard_id FROM agd.guarded_table g
+  SELECT g.guard_id FROM agd.every_guard g
    WHERE g.relation = guard_id.relation
       OR g.relation IN (SELECT a.relid FROM pg_catalog.pg_partition_ancestors(guard_id.relation) a);
 END;

@@ -1,9 +1,12 @@
 -- The log: per-tenant logs under the platform's, their tiles and checkpoints. Written by the worker alone.
+--
+-- No foreign keys between tables that a dump carries, here and in 10_tenant.sql: pg_restore -j loads them in any order.
+-- The library keeps what they would, and agd.verify() and agd.resume() check it.
 
 CREATE TABLE agd.log (
   log_id     int  PRIMARY KEY,
   origin     text COLLATE "C" NOT NULL UNIQUE,
-  tenant     text COLLATE "C" UNIQUE REFERENCES agd.tenant (tenant),   -- NULL: the platform log
+  tenant     text COLLATE "C" UNIQUE,   -- NULL: the platform log
   size       bigint NOT NULL DEFAULT 0 CHECK (size >= 0),
   open_tiles bytea NOT NULL DEFAULT '',       -- the partial tiles, level 0 first; their widths follow from the size
   open_keys  bytea NOT NULL DEFAULT '',       -- event keys of the open level-0 tile, 12 bytes each
@@ -15,7 +18,7 @@ CREATE UNIQUE INDEX log_platform ON agd.log ((true)) WHERE tenant IS NULL;
 COMMENT ON TABLE agd.log IS 'one transparency log per tenant, and the platform''s';
 
 CREATE TABLE agd.tile (
-  log_id     int      NOT NULL REFERENCES agd.log (log_id),
+  log_id     int      NOT NULL,
   level      smallint NOT NULL,
   tile_index bigint   NOT NULL,
   hashes     bytea    NOT NULL CHECK (pg_catalog.octet_length(hashes) = 8192),
@@ -29,7 +32,7 @@ CREATE INDEX tile_stamp ON agd.tile (log_id, last_stamp, first_stamp) WHERE leve
 COMMENT ON TABLE agd.tile IS 'full tiles: 256 hashes, and on level 0 the keys of the events they cover';
 
 CREATE TABLE agd.checkpoint (
-  log_id      int    NOT NULL REFERENCES agd.log (log_id),
+  log_id      int    NOT NULL,
   tree_size   bigint NOT NULL CHECK (tree_size > 0),
   root_hash   bytea  NOT NULL CHECK (pg_catalog.octet_length(root_hash) = 32),
   guard_state bytea  NOT NULL,
@@ -43,8 +46,7 @@ CREATE TABLE agd.publication (
   tree_size    bigint NOT NULL,
   published_to text   NOT NULL,
   published_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-  PRIMARY KEY (log_id, tree_size, published_to),
-  FOREIGN KEY (log_id, tree_size) REFERENCES agd.checkpoint (log_id, tree_size)
+  PRIMARY KEY (log_id, tree_size, published_to)
 );
 COMMENT ON TABLE agd.publication IS 'receipts: which checkpoint was carried where';
 
@@ -56,35 +58,16 @@ CREATE TABLE agd.verified (
 );
 COMMENT ON TABLE agd.verified IS 'how far agd.verify() got; the next one goes on from there';
 
--- What the sequencer has integrated: everything visible to this snapshot. One row.
+-- What the sequencer has integrated: everything visible to this snapshot. One row, made with the first event. The
+-- snapshot's numbers are those that transactions are recorded under (src/home.rs).
 CREATE TABLE agd.sequencer (
   only_row          boolean PRIMARY KEY DEFAULT true CHECK (only_row),
   integrated        pg_snapshot NOT NULL,
   last_stamp        timestamptz NOT NULL,   -- the largest stamp integrated
   guard_state       bytea,
-  system_identifier text NOT NULL
+  system_identifier text NOT NULL           -- of the server that this record was last written by
 );
 COMMENT ON TABLE agd.sequencer IS 'the snapshot up to which events are integrated';
-
--- The record's own tables and the log's are written by the library; SQL needs agd's permission, which only the worker
--- and agd's own functions have.
-DO $$
-DECLARE
-  protected regclass;
-BEGIN
-  FOREACH protected IN ARRAY ARRAY['agd.log', 'agd.tile', 'agd.checkpoint', 'agd.sequencer']::regclass[] LOOP
-    EXECUTE pg_catalog.format(
-      'CREATE TRIGGER refuse_write BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s
-         FOR EACH STATEMENT EXECUTE FUNCTION agd.refuse_write(''worker'')', protected);
-    EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER refuse_write', protected);
-  END LOOP;
-END
-$$;
-
-CREATE FUNCTION agd.prepare_log() RETURNS void
-  LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'prepare_log_wrapper';
-COMMENT ON FUNCTION agd.prepare_log() IS 'creates the platform log; part of the installation';
-SELECT agd.prepare_log();
 
 CREATE FUNCTION agd.anchor() RETURNS TABLE (origin text, tree_size bigint, root_hash bytea)
   LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp

@@ -75,7 +75,8 @@ CREATE VIEW agd.anchors AS
 COMMENT ON VIEW agd.anchors IS 'every anchor: a log''s root at a size, and where it was published';
 
 CREATE FUNCTION agd.worker_status()
-  RETURNS TABLE (recorded bigint, voided bigint, integrated bigint, waiting bigint, worker_pid int, failures bigint, last_failure text)
+  RETURNS TABLE (recorded bigint, voided bigint, integrated bigint, waiting bigint, worker_pid int, failures bigint, last_failure text,
+                 denied bigint, denied_lost bigint)
   LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'worker_status_wrapper';
 COMMENT ON FUNCTION agd.worker_status() IS 'counters of this database since the server started; agd.stat shows them';
@@ -86,10 +87,16 @@ CREATE VIEW agd.stat AS
          s.integrated AS events_integrated,
          s.waiting  AS events_waiting,
          (SELECT pg_catalog.count(*) FROM agd.checkpoint) AS anchors,
+         (SELECT pg_catalog.count(*)
+            FROM agd.checkpoint c JOIN agd.log l ON l.log_id = c.log_id AND l.tenant IS NULL
+           WHERE c.tree_size > COALESCE((SELECT pg_catalog.max(p.tree_size) FROM agd.publication p WHERE p.log_id = l.log_id), 0)
+         ) AS anchors_unpublished,            -- the platform log's, which cover the tenants'
          (SELECT pg_catalog.clock_timestamp() - pg_catalog.min(l.open_since) FROM agd.log l) AS oldest_unanchored_age,
          CASE WHEN s.worker_pid IS NULL THEN 'stopped' ELSE 'running' END AS worker,
          s.worker_pid,
          s.failures AS worker_failures,
-         s.last_failure AS worker_last_failure
+         s.last_failure AS worker_last_failure,
+         s.denied      AS events_denied,      -- refused attempts, each a DENIED event
+         s.denied_lost AS denied_overflow     -- refused attempts that found the ring full: counted, nothing more
     FROM agd.worker_status() s;
 COMMENT ON VIEW agd.stat IS 'how agd is doing in this database; counters run since the server started';

@@ -20,7 +20,7 @@ DECLARE
   -- Values are payload: shown to whom the platform's payloads are shown.
   show_values boolean := agd.may_read_payload(NULL);
 BEGIN
-  SELECT g.guard_id INTO guard FROM agd.guarded_table g WHERE g.relation = verify_table.relation;
+  SELECT g.guard_id INTO guard FROM agd.every_guard g WHERE g.relation = verify_table.relation;
   IF guard IS NULL THEN
     RAISE EXCEPTION '% is not guarded', COALESCE(verify_table.relation::text, 'NULL')
       USING ERRCODE = '22023',

@@ -22,8 +22,8 @@ GRANT EXECUTE ON FUNCTION agd.history(regclass, jsonb) TO agd_platform, agd_audi
 -- Operates: guards, tenants, anchors. No payloads.
 GRANT EXECUTE ON FUNCTION
   agd.guard(regclass, name, name[], boolean, text, boolean), agd.unguard(regclass, text),
-  agd.create_tenant(text, text), agd.map_role(name, text, text) TO agd_platform;
-GRANT SELECT ON agd.tenant, agd.role_map, agd.guarded_table TO agd_platform, agd_auditor;
+  agd.create_tenant(text, text), agd.map_role(name, text, text), agd.resume() TO agd_platform;
+GRANT SELECT ON agd.tenant, agd.role_map, agd.guarded_table, agd.every_guard TO agd_platform, agd_auditor;
 GRANT EXECUTE ON FUNCTION agd.coverage(), agd.guard_state(), agd.anchor(), agd.worker_status(),
   agd.verify(text, boolean) TO agd_platform, agd_auditor;
 GRANT SELECT ON agd.stat TO agd_platform, agd_auditor;

@@ -25,6 +25,8 @@ pub struct Catalog {
     pub guarded_table: pg_sys::Oid,
     /// agd.guarded_table_pkey on (guard_id)
     pub guarded_table_pkey: pg_sys::Oid,
+    /// agd.guarded_table_relation_key on (relation)
+    pub guarded_table_relation_key: pg_sys::Oid,
     /// agd.tenant
     pub tenant: pg_sys::Oid,
     /// agd.tenant_pkey on (tenant)
@@ -35,10 +37,14 @@ pub struct Catalog {
     pub role_map_pkey: pg_sys::Oid,
     /// agd.sequencer
     pub sequencer: pg_sys::Oid,
+    /// agd.log
+    pub log: pg_sys::Oid,
+    /// agd.home
+    pub home: pg_sys::Oid,
 }
 
 impl Catalog {
-    fn all(&self) -> [pg_sys::Oid; 11] {
+    fn all(&self) -> [pg_sys::Oid; 14] {
         [
             self.event,
             self.event_pkey,
@@ -46,12 +52,22 @@ impl Catalog {
             self.transaction_pkey,
             self.guarded_table,
             self.guarded_table_pkey,
+            self.guarded_table_relation_key,
             self.tenant,
             self.tenant_pkey,
             self.role_map,
             self.role_map_pkey,
             self.sequencer,
+            self.log,
+            self.home,
         ]
+    }
+}
+
+impl Catalog {
+    /// Is it one of agd's own tables that are behind the gate? (The same list: agd.every_guard, sql/30_guard.sql.)
+    pub fn has_own_guard(&self, relation: pg_sys::Oid) -> bool {
+        [self.tenant, self.role_map, self.guarded_table].contains(&relation)
     }
 }
 
@@ -73,6 +89,8 @@ unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation:
     {
         CATALOG.set(None);
         crate::tenant::forget_cached();
+        // Any of them: once the oids are forgotten, a change to agd.guarded_table that follows is not recognised as one.
+        crate::guard::relation::forget(pg_sys::InvalidOid);
     }
     crate::guard::relation::forget(relation);
 }
@@ -82,34 +100,47 @@ pub fn catalog() -> Result<Catalog> {
     if let Some(catalog) = CATALOG.get() {
         return Ok(catalog);
     }
-    // SAFETY: plain catalog look-ups inside a transaction.
-    let schema = unsafe { pg_sys::get_namespace_oid(c"agd".as_ptr(), true) };
-    let find = |name: &CStr| -> Result<pg_sys::Oid> {
-        // SAFETY: as above; an unknown name gives InvalidOid.
-        let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) };
-        if schema == pg_sys::InvalidOid || oid == pg_sys::InvalidOid {
-            return Err(Error::WrongState {
-                message: "the extension agd is not installed in this database".into(),
-                hint: "Run CREATE EXTENSION agd.".into(),
-            });
-        }
-        Ok(oid)
-    };
     let found = Catalog {
-        event: find(c"event")?,
-        event_pkey: find(c"event_pkey")?,
-        transaction: find(c"transaction")?,
-        transaction_pkey: find(c"transaction_pkey")?,
-        guarded_table: find(c"guarded_table")?,
-        guarded_table_pkey: find(c"guarded_table_pkey")?,
-        tenant: find(c"tenant")?,
-        tenant_pkey: find(c"tenant_pkey")?,
-        role_map: find(c"role_map")?,
-        role_map_pkey: find(c"role_map_pkey")?,
-        sequencer: find(c"sequencer")?,
+        event: named(c"event")?,
+        event_pkey: named(c"event_pkey")?,
+        transaction: named(c"transaction")?,
+        transaction_pkey: named(c"transaction_pkey")?,
+        guarded_table: named(c"guarded_table")?,
+        guarded_table_pkey: named(c"guarded_table_pkey")?,
+        guarded_table_relation_key: named(c"guarded_table_relation_key")?,
+        tenant: named(c"tenant")?,
+        tenant_pkey: named(c"tenant_pkey")?,
+        role_map: named(c"role_map")?,
+        role_map_pkey: named(c"role_map_pkey")?,
+        sequencer: named(c"sequencer")?,
+        log: named(c"log")?,
+        home: named(c"home")?,
     };
     CATALOG.set(Some(found));
     Ok(found)
+}
+
+/// Is the extension installed? It is not once DROP EXTENSION ran in this transaction.
+pub fn is_installed() -> bool {
+    // A drop invalidates what is cached.
+    // SAFETY: a catalog look-up.
+    CATALOG.get().is_some() || unsafe { pg_sys::get_extension_oid(c"agd".as_ptr(), true) } != pg_sys::InvalidOid
+}
+
+/// The oid of a relation of agd's by its name, for those that are not needed on the hot path.
+pub fn named(name: &CStr) -> Result<pg_sys::Oid> {
+    // SAFETY: plain catalog look-ups inside a transaction; an unknown name gives InvalidOid.
+    let (schema, oid) = unsafe {
+        let schema = pg_sys::get_namespace_oid(c"agd".as_ptr(), true);
+        (schema, pg_sys::get_relname_relid(name.as_ptr(), schema))
+    };
+    if schema == pg_sys::InvalidOid || oid == pg_sys::InvalidOid {
+        return Err(Error::WrongState {
+            message: "the extension agd is not installed in this database".into(),
+            hint: "Run CREATE EXTENSION agd.".into(),
+        });
+    }
+    Ok(oid)
 }
 
 /// An open relation; closed on drop, its lock kept until the transaction ends.
@@ -168,19 +199,29 @@ pub fn scan(
             keys.len() as i32,
             keys.as_mut_ptr(),
         );
-        let mut outcome = Ok(());
-        loop {
-            let tuple = pg_sys::systable_getnext(scan);
-            if tuple.is_null() {
-                break;
-            }
-            outcome = row(tuple);
-            if outcome.is_err() {
-                break;
-            }
-        }
+        let outcome = walk(|| pg_sys::systable_getnext(scan), |tuple| row(tuple).map(|()| true));
         pg_sys::systable_endscan(scan);
         outcome
+    }
+}
+
+/// Has a table a row, by its latest committed state and what this transaction did?
+pub fn has_rows(table: pg_sys::Oid) -> Result<bool> {
+    let relation = Relation::open(table, pg_sys::AccessShareLock);
+    let mut found = false;
+    // SAFETY: the scan lives inside this block.
+    unsafe {
+        let (snapshot, keys) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let scan = pg_sys::systable_beginscan(relation.0, pg_sys::InvalidOid, false, snapshot, 0, keys);
+        let outcome = walk(
+            || pg_sys::systable_getnext(scan),
+            |_| {
+                found = true;
+                Ok(false)
+            },
+        );
+        pg_sys::systable_endscan(scan);
+        outcome.map(|()| found)
     }
 }
 
@@ -192,25 +233,52 @@ pub fn scan_ordered(
     keys: &mut [pg_sys::ScanKeyData],
     mut row: impl FnMut(pg_sys::HeapTuple) -> Result<()>,
 ) -> Result<()> {
+    scan_directed(relation, index, snapshot, keys, pg_sys::ScanDirection::ForwardScanDirection, |tuple| {
+        row(tuple).map(|()| true)
+    })
+}
+
+/// Like [`scan`], against the index's order and under the latest committed state, until `row` says false.
+pub fn scan_backwards(
+    relation: &Relation,
+    index: pg_sys::Oid,
+    keys: &mut [pg_sys::ScanKeyData],
+    row: impl FnMut(pg_sys::HeapTuple) -> Result<bool>,
+) -> Result<()> {
+    let latest = std::ptr::null_mut();
+    scan_directed(relation, index, latest, keys, pg_sys::ScanDirection::BackwardScanDirection, row)
+}
+
+fn scan_directed(
+    relation: &Relation,
+    index: pg_sys::Oid,
+    snapshot: pg_sys::Snapshot,
+    keys: &mut [pg_sys::ScanKeyData],
+    direction: pg_sys::ScanDirection::Type,
+    row: impl FnMut(pg_sys::HeapTuple) -> Result<bool>,
+) -> Result<()> {
     // SAFETY: index and scan live inside this function; tuples are only lent to `row`.
     unsafe {
         let index = pg_sys::index_open(index, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
         let scan =
             pg_sys::systable_beginscan_ordered(relation.0, index, snapshot, keys.len() as i32, keys.as_mut_ptr());
-        let mut outcome = Ok(());
-        loop {
-            let tuple = pg_sys::systable_getnext_ordered(scan, pg_sys::ScanDirection::ForwardScanDirection);
-            if tuple.is_null() {
-                break;
-            }
-            outcome = row(tuple);
-            if outcome.is_err() {
-                break;
-            }
-        }
+        let outcome = walk(|| pg_sys::systable_getnext_ordered(scan, direction), row);
         pg_sys::systable_endscan_ordered(scan);
         pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
         outcome
+    }
+}
+
+/// Hands on tuple by tuple, until there is none, `row` says false, or it fails.
+fn walk(
+    mut next: impl FnMut() -> pg_sys::HeapTuple,
+    mut row: impl FnMut(pg_sys::HeapTuple) -> Result<bool>,
+) -> Result<()> {
+    loop {
+        let tuple = next();
+        if tuple.is_null() || !row(tuple)? {
+            return Ok(());
+        }
     }
 }
 
@@ -251,6 +319,24 @@ impl Drop for Scratch {
         if !std::thread::panicking() {
             // SAFETY: created by new(), not current any more.
             unsafe { pg_sys::MemoryContextDelete(self.0) };
+        }
+    }
+}
+
+/// One attribute of a row type.
+///
+/// # Safety
+/// The descriptor is alive, and `index` (from 0) is below its natts.
+pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, index: usize) -> *const pg_sys::FormData_pg_attribute {
+    // SAFETY: the caller vouches for both.
+    unsafe {
+        #[cfg(feature = "pg18")]
+        {
+            pg_sys::TupleDescAttr(descriptor, index as i32)
+        }
+        #[cfg(not(feature = "pg18"))]
+        {
+            (*descriptor).attrs.as_ptr().add(index)
         }
     }
 }

@@ -4,14 +4,18 @@
 //! extension picks a SQLSTATE. Never catches: a failure always ends the statement.
 #![allow(unsafe_code)] // raising through ereport: pgrx's own error type cannot carry agd's AG00x states
 
+use crate::denied;
 use pgrx::{PgLogLevel, pg_sys};
 use std::ffi::{c_char, c_int};
 
 /// What went wrong. The variants are ordered as in the list of SQLSTATEs in the documentation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Error {
     /// 42501: the row belongs to another tenant, or the caller may not do this.
     NotAllowed { message: String, hint: String },
+    /// 42501: the gate refused a row for its tenant. `recorded` is the message without any value of the row, which is
+    /// nobody's tenant if the name is wrong: it goes into the log.
+    TenantRefused { message: String, hint: String, recorded: String },
     /// 55000: the library is not preloaded, or an object is not in the state this needs.
     WrongState { message: String, hint: String },
     /// 22023: an argument that cannot be used.
@@ -22,10 +26,16 @@ pub enum Error {
     Exists { message: String, hint: String },
     /// 54000: a limit of the record was passed.
     LimitExceeded { message: String, hint: String },
+    /// 53400: more waits to be integrated or published than is allowed.
+    OverCeiling { message: String, hint: String },
+    /// 53200: memory that is not to be had.
+    OutOfMemory(String),
     /// AG001: the row that was written is not the row that was recorded.
     NotTheRecordedRow { relation: String },
     /// AG002: somebody tried to change the record itself.
     TamperingRefused { message: String, hint: String },
+    /// AG003: the record here is not all that was recorded.
+    NotAContinuation { message: String, hint: String },
     /// AG005: the table asks for a cause, and the transaction has none.
     CauseRequired { relation: String },
     /// XX000: a state that agd's own code rules out.
@@ -48,11 +58,13 @@ impl Error {
         let plain = |sqlstate, message, hint| Report { sqlstate, message, hint: Some(hint) };
         match self {
             Error::NotAllowed { message, hint } => plain(b"42501", message, hint),
+            Error::TenantRefused { message, hint, .. } => plain(b"42501", message, hint),
             Error::WrongState { message, hint } => plain(b"55000", message, hint),
             Error::BadArgument { message, hint } => plain(b"22023", message, hint),
             Error::Unsupported { message, hint } => plain(b"0A000", message, hint),
             Error::Exists { message, hint } => plain(b"23505", message, hint),
             Error::LimitExceeded { message, hint } => plain(b"54000", message, hint),
+            Error::OverCeiling { message, hint } => plain(b"53400", message, hint),
             Error::NotTheRecordedRow { relation } => plain(
                 b"AG001",
                 format!("the row written to {relation} is not the row that was recorded"),
@@ -61,11 +73,15 @@ impl Error {
                     .into(),
             ),
             Error::TamperingRefused { message, hint } => plain(b"AG002", message, hint),
+            Error::NotAContinuation { message, hint } => plain(b"AG003", message, hint),
             Error::CauseRequired { relation } => plain(
                 b"AG005",
                 format!("a write to {relation} needs a cause"),
                 "Call agd.set_cause('why') earlier in the same transaction.".into(),
             ),
+            Error::OutOfMemory(message) => {
+                plain(b"53200", message, "Write smaller rows, or give the server more memory.".into())
+            }
             Error::Internal(message) => Report { sqlstate: b"XX000", message, hint: None },
             Error::Corrupted { message, hint } => plain(b"XX001", message, hint),
         }
@@ -75,9 +91,25 @@ impl Error {
     ///
     /// The way for functions that pgrx guards; those must not raise AG00x states (see [`entry`]).
     pub fn raise(self) -> ! {
+        denied::record(&self);
         let prepared = self.report().prepare();
         // SAFETY: the boundary catches the jump and goes on as a Rust unwind.
         unsafe { pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| ereport(prepared)) }
+    }
+
+    /// Is it a refused attempt wherever it is raised? (Of the others, those that the gate raises.)
+    pub fn always_refuses(&self) -> bool {
+        matches!(self, Error::TamperingRefused { .. } | Error::OverCeiling { .. })
+    }
+
+    /// SQLSTATE and message as they may stand in the log: names of objects and roles, no value of any row.
+    pub fn for_the_record(&self) -> ([u8; 5], String) {
+        let report = self.clone().report();
+        let message = match self {
+            Error::TenantRefused { recorded, .. } => recorded.clone(),
+            _ => report.message,
+        };
+        (*report.sqlstate, message)
     }
 
     /// The message alone, for the worker's status.
@@ -178,10 +210,19 @@ unsafe fn ereport(prepared: Prepared) -> ! {
 /// # Safety
 /// To be called as the last expression of an `extern "C-unwind"` function that has nothing to drop.
 pub unsafe fn entry<T: Copy>(body: impl FnOnce() -> Result<T>) -> T {
-    let error = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
+    let guarded = || {
+        body().map_err(|error| {
+            denied::record(&error);
+            error.report().prepare()
+        })
+    };
+    let error = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(guarded)) {
         Ok(Ok(value)) => return value,
-        Ok(Err(error)) => Ok(error.report().prepare()),
-        Err(payload) => Err(payload),
+        Ok(Err(prepared)) => Ok(prepared),
+        Err(payload) => {
+            denied::forget_attempt();
+            Err(payload)
+        }
     };
     match error {
         // SAFETY: `Prepared` has nothing to drop, and the caller vouches for its frame.

@@ -5,9 +5,11 @@
 //! error was raised. Never updates a row; deletes only records of this very transaction whose write did not happen.
 #![allow(unsafe_code)] // heap and index inserts
 
-use crate::catalog::{Relation, catalog, to_varlena};
+use crate::append::{KeptOpen, Row, Stored, Table};
+use crate::catalog::{Columns, Relation, catalog};
 use crate::error::{Error, Result};
-use crate::{nesting, transaction};
+use crate::guard::image::RowFormat;
+use crate::{backend, home, transaction};
 use agd_core::intent::Void;
 use pgrx::pg_sys;
 use rand_chacha::ChaCha12Rng;
@@ -42,6 +44,14 @@ pub const EVENT_BODY: usize = 11;
 /// role_name text
 pub const EVENT_ROLE: usize = 12;
 const EVENT_COLUMNS: usize = 13;
+const EVENT_STORED: [Stored; EVENT_COLUMNS] = {
+    let mut columns = [Stored::Bytes; EVENT_COLUMNS];
+    columns[EVENT_XACT_ID] = Stored::Eight;
+    columns[EVENT_N] = Stored::Four;
+    columns[EVENT_AT] = Stored::Eight;
+    columns[EVENT_GUARD_ID] = Stored::Uuid;
+    columns
+};
 
 // Attributes of agd.transaction, from 0.
 /// xact_id xid8
@@ -67,13 +77,61 @@ pub const TRANSACTION_APPLICATION: usize = 9;
 /// client_addr text
 pub const TRANSACTION_CLIENT: usize = 10;
 const TRANSACTION_COLUMNS: usize = 11;
+const TRANSACTION_STORED: [Stored; TRANSACTION_COLUMNS] = {
+    let mut columns = [Stored::Bytes; TRANSACTION_COLUMNS];
+    columns[TRANSACTION_XACT_ID] = Stored::Eight;
+    columns[TRANSACTION_STAMP] = Stored::Eight;
+    columns[TRANSACTION_EVENTS] = Stored::Four;
+    columns
+};
+
+/// The largest image of a row: what jsonb holds, less a bit for its own structure, so that what is recorded can be read and
+/// verified. Three of them fit into one tuple.
+pub const MAX_IMAGE_BYTES: usize = 250 << 20;
+
+/// 54000 for an image that is too large.
+pub fn check_image_size(bytes: usize) {
+    if bytes > MAX_IMAGE_BYTES {
+        Error::LimitExceeded {
+            message: format!("a row whose image has {bytes} bytes or more cannot be recorded"),
+            hint: format!(
+                "At most {} MB: text with its escapes, bytea as two digits a byte. Keep such values in large objects or \
+                 outside of the database, and their digest in the row.",
+                MAX_IMAGE_BYTES >> 20
+            ),
+        }
+        .raise();
+    }
+}
 
 /// The longest cause: it stands in every entry of its transaction, and an entry has at most 65,535 bytes.
 pub const MAX_CAUSE_BYTES: usize = 4096;
 
+/// A row image, written when its event is.
+#[derive(Clone, Copy)]
+pub enum Image<'a> {
+    /// Every column.
+    Row(&'a RowFormat, &'a Columns),
+    /// The primary key's columns.
+    Key(&'a RowFormat, &'a Columns),
+    /// Something that is no row, as JSON.
+    Json(&'a [u8]),
+}
+
+impl Image<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Image::Row(format, row) => format.write_image(row, out),
+            Image::Key(format, row) => format.write_key(row, out),
+            Image::Json(json) => out.extend_from_slice(json),
+        }
+    }
+}
+
 /// What happened, as it is recorded.
 pub struct Record<'a> {
-    /// INSERT, UPDATE, DELETE, TRUNCATE, BASELINE, GUARD, UNGUARD, CHECKPOINT, GUARD.STATE
+    /// INSERT, UPDATE, DELETE, TRUNCATE, BASELINE, GUARD, UNGUARD, DDL, CHECKPOINT, GUARD.STATE, DENIED, DENIED.OVERFLOW,
+    /// RESUME, TIMELINE
     pub action: &'a str,
     /// None: the platform log.
     pub tenant: Option<&'a str>,
@@ -81,14 +139,21 @@ pub struct Record<'a> {
     pub relation: Option<&'a str>,
     /// The guard's own id.
     pub guard_id: Option<[u8; 16]>,
-    /// Images as varlena datums of type json.
-    pub row_key: Option<pg_sys::Datum>,
+    /// The row's key, before the write.
+    pub row_key: Option<Image<'a>>,
     /// The row before.
-    pub old: Option<pg_sys::Datum>,
+    pub old: Option<Image<'a>>,
     /// The row after.
-    pub new: Option<pg_sys::Datum>,
+    pub new: Option<Image<'a>>,
     /// Text that goes into the log as it is.
     pub body: Option<&'a str>,
+}
+
+impl<'a> Record<'a> {
+    /// A record with nothing but its action.
+    pub fn of(action: &'a str) -> Self {
+        Record { action, tenant: None, relation: None, guard_id: None, row_key: None, old: None, new: None, body: None }
+    }
 }
 
 thread_local! {
@@ -111,189 +176,77 @@ fn seeded() -> ChaCha12Rng {
     ChaCha12Rng::from_seed(seed)
 }
 
-fn xact_id() -> pg_sys::Datum {
-    // SAFETY: assigns this transaction's id if it has none. Raises on a standby.
-    pg_sys::Datum::from(unsafe { pg_sys::GetTopFullTransactionId() }.value)
-}
-
-/// An array of values and null marks for one tuple.
-struct Tuple<const N: usize> {
-    values: [pg_sys::Datum; N],
-    nulls: [bool; N],
-}
-
-impl<const N: usize> Tuple<N> {
-    fn new() -> Self {
-        Tuple { values: [pg_sys::Datum::from(0); N], nulls: [true; N] }
+/// The number this transaction is recorded under. 55000 where the record is not at home.
+fn xact_id() -> Result<i64> {
+    thread_local! {
+        /// The last transaction's id, and the number it is recorded under.
+        static LAST: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
     }
-
-    fn set(&mut self, column: usize, value: impl Into<pg_sys::Datum>) {
-        self.values[column] = value.into();
-        self.nulls[column] = false;
+    let (last, recorded) = LAST.get();
+    if backend::transaction_id_if_any().is_some_and(|present| present == last) {
+        return Ok(recorded.cast_signed());
     }
-
-    fn set_text(&mut self, column: usize, value: Option<&str>) {
-        if let Some(value) = value {
-            self.set(column, to_varlena(value.as_bytes()));
-        }
+    let id = backend::transaction_id();
+    let (recorded, for_good) = home::recorded_id(id)?;
+    if for_good {
+        LAST.set((id, recorded));
     }
-
-    /// Inserts into heap and indexes. Returns where the tuple lies.
-    fn insert(mut self, table: &OpenTable) -> (u32, u16) {
-        // SAFETY: the tuple is formed with the relation's own descriptor, whose columns the constants above mirror;
-        // the CatalogTuple functions are PostgreSQL's path for heap insert plus index inserts without an executor.
-        unsafe {
-            let descriptor = (*table.relation).rd_att;
-            debug_assert_eq!((*descriptor).natts as usize, N);
-            let tuple = pg_sys::heap_form_tuple(descriptor, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
-            pg_sys::CatalogTupleInsertWithInfo(table.relation, tuple, table.indexes);
-            let place = (*tuple).t_self;
-            pg_sys::heap_freetuple(tuple);
-            let block = (u32::from(place.ip_blkid.bi_hi) << 16) | u32::from(place.ip_blkid.bi_lo);
-            (block, place.ip_posid)
-        }
-    }
-}
-
-/// A table of the record with its indexes, open for inserts.
-#[derive(Clone, Copy)]
-struct OpenTable {
-    relation: pg_sys::Relation,
-    indexes: pg_sys::CatalogIndexState,
-}
-
-impl OpenTable {
-    fn open(oid: pg_sys::Oid) -> Self {
-        // SAFETY: both are closed by close(), or by the resource owner on an error.
-        unsafe {
-            let relation = pg_sys::table_open(oid, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
-            OpenTable { relation, indexes: pg_sys::CatalogOpenIndexes(relation) }
-        }
-    }
-
-    fn close(self) {
-        // SAFETY: opened by open(), under the resource owner that is current again.
-        unsafe {
-            pg_sys::CatalogCloseIndexes(self.indexes);
-            pg_sys::table_close(self.relation, pg_sys::NoLock as pg_sys::LOCKMODE);
-        }
-    }
-}
-
-/// agd.event kept open from the second event of a query to the query's end: opening it costs a fifth of recording a row.
-#[derive(Clone, Copy)]
-struct Kept {
-    table: OpenTable,
-    /// What `table.indexes` was allocated in.
-    memory: pg_sys::MemoryContext,
-    /// Which query keeps it.
-    level: u32,
-    subtransaction: u32,
-    owner: pg_sys::ResourceOwner,
+    Ok(recorded.cast_signed())
 }
 
 thread_local! {
-    static KEPT: Cell<Option<Kept>> = const { Cell::new(None) };
-    /// An event was recorded since a query began: this query records more than one row.
-    static RECORDED_BEFORE: Cell<bool> = const { Cell::new(false) };
+    /// agd.event, open from a transaction's first event on.
+    static EVENTS: KeptOpen = const { KeptOpen::new() };
 }
 
-/// A query begins. One that records a single row is not worth keeping the table open for.
-pub fn query_began() {
-    RECORDED_BEFORE.set(false);
-}
-
-/// Does a query keep agd.event open? (The cheap question at the end of every query.)
+/// Is agd.event kept open? (The cheap question before every utility statement.)
 pub fn is_kept_open() -> bool {
-    KEPT.get().is_some()
+    EVENTS.with(KeptOpen::is_open)
 }
 
-/// A query of this level ended: what it kept open is closed.
-pub fn query_ended(level: u32) {
-    if let Some(kept) = KEPT.get()
-        && kept.level >= level
-    {
-        KEPT.set(None);
-        // SAFETY: the query's resource owner and the memory context made by insert_event() are both still there.
-        unsafe {
-            let owner = pg_sys::CurrentResourceOwner;
-            pg_sys::CurrentResourceOwner = kept.owner;
-            kept.table.close();
-            pg_sys::CurrentResourceOwner = owner;
-            pg_sys::MemoryContextDelete(kept.memory);
-        }
-    }
+/// Closes it: DDL may be about to change it, or the transaction ends.
+pub fn close() {
+    EVENTS.with(KeptOpen::close);
 }
 
-/// A subtransaction, or the transaction (0), was rolled back: its resource owner has closed what it kept open.
-pub fn rolled_back(subtransaction: u32) {
-    if let Some(kept) = KEPT.get()
-        && kept.subtransaction >= subtransaction
-    {
-        KEPT.set(None);
-        // SAFETY: made by insert_event(), not current: it is only while the table is being opened.
-        unsafe { pg_sys::MemoryContextDelete(kept.memory) };
-    }
-}
-
-fn insert_event(tuple: Tuple<EVENT_COLUMNS>) -> Result<(u32, u16)> {
-    let (level, subtransaction) = (nesting::level(), transaction::subtransaction());
-    // SAFETY: reads a process global.
-    let owner = unsafe { pg_sys::CurrentResourceOwner };
-    if let Some(kept) = KEPT.get()
-        && (kept.level, kept.subtransaction, kept.owner) == (level, subtransaction, owner)
-    {
-        return Ok(tuple.insert(&kept.table));
-    }
-    let again = RECORDED_BEFORE.replace(true);
-    // Level 0 has no end that would be told; and one query at a time keeps it.
-    if again && level > 0 && KEPT.get().is_none() {
-        // SAFETY: a memory context that outlives the row's; the transaction's end frees it at the latest.
-        let (table, memory) = unsafe {
-            let memory = pg_sys::AllocSetContextCreateExtended(
-                pg_sys::TopTransactionContext,
-                c"agd.event kept open".as_ptr(),
-                pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
-                pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
-                pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
-            );
-            let outer = pg_sys::MemoryContextSwitchTo(memory);
-            let table = OpenTable::open(catalog()?.event);
-            pg_sys::MemoryContextSwitchTo(outer);
-            (table, memory)
-        };
-        KEPT.set(Some(Kept { table, memory, level, subtransaction, owner }));
-        return Ok(tuple.insert(&table));
-    }
-    let table = OpenTable::open(catalog()?.event);
-    let place = tuple.insert(&table);
-    table.close();
-    Ok(place)
+/// The transaction was rolled back.
+pub fn rolled_back() {
+    EVENTS.with(KeptOpen::forget);
 }
 
 /// Inserts an event of this transaction. Returns where it lies.
 pub fn insert(record: &Record<'_>) -> Result<(u32, u16)> {
+    insert_as(record, None)
+}
+
+/// The same about what another role did, or tried to do. None: the role that acts now.
+pub fn insert_as(record: &Record<'_>, role: Option<&str>) -> Result<(u32, u16)> {
     let (n, other_role) = transaction::next_event()?;
-    let mut tuple = Tuple::<EVENT_COLUMNS>::new();
-    tuple.set(EVENT_XACT_ID, xact_id());
-    tuple.set(EVENT_N, pg_sys::Datum::from(n));
-    // SAFETY: reads the clock.
-    tuple.set(EVENT_AT, pg_sys::Datum::from(unsafe { pg_sys::GetCurrentTimestamp() }));
+    let mut row = Row::<EVENT_COLUMNS>::new();
+    row.set_eight(EVENT_XACT_ID, xact_id()?);
+    row.set_four(EVENT_N, n);
+    row.set_eight(EVENT_AT, backend::now());
     if let Some(guard_id) = &record.guard_id {
-        tuple.set(EVENT_GUARD_ID, pg_sys::Datum::from(guard_id.as_ptr()));
+        row.set_uuid(EVENT_GUARD_ID, guard_id);
     }
-    tuple.set_text(EVENT_TENANT, record.tenant);
-    tuple.set_text(EVENT_ACTION, Some(record.action));
-    tuple.set_text(EVENT_RELATION, record.relation);
-    tuple.set(EVENT_SALT, to_varlena(&salt()));
-    for (column, image) in [(EVENT_ROW_KEY, record.row_key), (EVENT_OLD, record.old), (EVENT_NEW, record.new)] {
+    row.set_text(EVENT_TENANT, record.tenant);
+    row.set_text(EVENT_ACTION, Some(record.action));
+    row.set_text(EVENT_RELATION, record.relation);
+    row.set_bytes(EVENT_SALT, &salt());
+    for (column, image) in [(EVENT_ROW_KEY, &record.row_key), (EVENT_OLD, &record.old), (EVENT_NEW, &record.new)] {
         if let Some(image) = image {
-            tuple.set(column, image);
+            row.write(column, |out| image.write(out));
         }
     }
-    tuple.set_text(EVENT_BODY, record.body);
-    tuple.set_text(EVENT_ROLE, other_role.as_deref());
-    let place = insert_event(tuple)?;
+    row.set_text(EVENT_BODY, record.body);
+    row.set_text(EVENT_ROLE, role.or(other_role.as_deref()));
+    let table = EVENTS.with(|events| {
+        events.table(|| {
+            let catalog = catalog()?;
+            Table::open(catalog.event, catalog.event_pkey, &EVENT_STORED)
+        })
+    })?;
+    let place = table.append(&row)?;
     transaction::event_recorded();
     Ok(place)
 }
@@ -348,20 +301,21 @@ pub struct TransactionRecord {
 
 /// Inserts the transaction's record.
 pub fn insert_transaction(record: &TransactionRecord) -> Result<()> {
-    let mut tuple = Tuple::<TRANSACTION_COLUMNS>::new();
-    tuple.set(TRANSACTION_XACT_ID, xact_id());
-    tuple.set(TRANSACTION_STAMP, pg_sys::Datum::from(record.stamp));
-    tuple.set(TRANSACTION_EVENTS, pg_sys::Datum::from(record.events));
-    tuple.set_text(TRANSACTION_SESSION_USER, Some(&record.session_user_name));
-    tuple.set_text(TRANSACTION_ROLE, Some(&record.role_name));
-    tuple.set_text(TRANSACTION_PRINCIPAL, record.principal.as_deref());
-    tuple.set_text(TRANSACTION_FLEET, None);
-    tuple.set_text(TRANSACTION_CAUSE, record.cause.as_deref());
-    tuple.set_text(TRANSACTION_BINDING, Some(record.binding));
-    tuple.set_text(TRANSACTION_APPLICATION, record.application_name.as_deref());
-    tuple.set_text(TRANSACTION_CLIENT, record.client_addr.as_deref());
-    let table = OpenTable::open(catalog()?.transaction);
-    tuple.insert(&table);
+    let mut row = Row::<TRANSACTION_COLUMNS>::new();
+    row.set_eight(TRANSACTION_XACT_ID, xact_id()?);
+    row.set_eight(TRANSACTION_STAMP, record.stamp);
+    row.set_four(TRANSACTION_EVENTS, record.events);
+    row.set_text(TRANSACTION_SESSION_USER, Some(&record.session_user_name));
+    row.set_text(TRANSACTION_ROLE, Some(&record.role_name));
+    row.set_text(TRANSACTION_PRINCIPAL, record.principal.as_deref());
+    row.set_text(TRANSACTION_FLEET, None);
+    row.set_text(TRANSACTION_CAUSE, record.cause.as_deref());
+    row.set_text(TRANSACTION_BINDING, Some(record.binding));
+    row.set_text(TRANSACTION_APPLICATION, record.application_name.as_deref());
+    row.set_text(TRANSACTION_CLIENT, record.client_addr.as_deref());
+    let catalog = catalog()?;
+    let table = Table::open(catalog.transaction, catalog.transaction_pkey, &TRANSACTION_STORED)?;
+    table.append(&row)?;
     table.close();
     Ok(())
 }

@@ -12,7 +12,7 @@ fn check_installation() {
 
 #[allow(unsafe_code)] // reads the database's encoding
 fn check() -> Result<()> {
-    shmem::this_database()?;
+    shmem::this_database()?.forget_record();
     // SAFETY: reads a property of the connected database.
     let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
     if encoding != pg_sys::pg_enc::PG_UTF8 as i32 {

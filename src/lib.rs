@@ -2,21 +2,28 @@
 //!
 //! Follow one write through five files: `guard/trigger.rs` (the gate records and confirms the row), `event.rs` (the
 //! record goes into the heap), `transaction.rs` (the transaction's record closes it at commit), `log/sequencer.rs` (the
-//! worker turns what became visible into leaves and anchors), `log/verify.rs` (anybody recomputes it).
+//! worker turns what became visible into leaves and anchors), `log/verify.rs` (anybody recomputes it). And one DDL
+//! statement through three: `guard/touched.rs` (what it touches), `guard/protect.rs` (refused or not), `guard/ddl_event.rs`.
 //!
 //! The pure parts (formats, trees, proofs) are in the crate `agd-core`; SQL objects are in `sql/`.
 
 use pgrx::prelude::*;
 
+mod append;
+mod backend;
 mod catalog;
+mod ceiling;
+mod denied;
 mod error;
 mod event;
 mod fmgr;
 mod guard;
+mod home;
 mod install;
 mod log;
 mod nesting;
 mod query;
+mod replication;
 mod settings;
 mod shmem;
 mod stamp;
@@ -30,10 +37,13 @@ extension_sql_file!("../sql/00_schema.sql", name = "schema", bootstrap);
 extension_sql_file!("../sql/10_tenant.sql", name = "tenant", requires = ["schema"]);
 extension_sql_file!("../sql/20_event.sql", name = "event", requires = ["tenant"]);
 extension_sql_file!("../sql/30_guard.sql", name = "guard", requires = ["event"]);
-extension_sql_file!("../sql/40_log.sql", name = "log", requires = ["guard"]);
-extension_sql_file!("../sql/50_views.sql", name = "views", requires = ["log"]);
+extension_sql_file!("../sql/35_protect.sql", name = "protect", requires = ["guard"]);
+extension_sql_file!("../sql/40_log.sql", name = "log", requires = ["protect"]);
+extension_sql_file!("../sql/45_home.sql", name = "home", requires = ["log"]);
+extension_sql_file!("../sql/50_views.sql", name = "views", requires = ["home"]);
 extension_sql_file!("../sql/60_verify_table.sql", name = "verify_table", requires = ["views"]);
-extension_sql_file!("../sql/90_grants.sql", name = "grants", requires = ["verify_table"], finalize);
+extension_sql_file!("../sql/80_own_tables.sql", name = "own_tables", requires = ["verify_table"]);
+extension_sql_file!("../sql/90_grants.sql", name = "grants", requires = ["own_tables"], finalize);
 
 /// Called once when the library is loaded. Raises 55000 unless that happens through shared_preload_libraries.
 #[allow(unsafe_code)] // reads and sets process globals
@@ -53,6 +63,7 @@ pub extern "C-unwind" fn _PG_init() {
     shmem::init();
     catalog::init();
     guard::relation::init();
+    guard::touched::init();
     transaction::init();
     nesting::init();
     worker::init();

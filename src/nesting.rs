@@ -2,7 +2,8 @@
 //!
 //! Owns the executor and utility hooks. Promises that [`level`] is the same number in a query's BEFORE and AFTER
 //! triggers and larger in every query they run, and that intents which no AFTER trigger confirmed are voided when their
-//! query ends. Never decides anything about a row.
+//! query ends. Never decides anything about a row, nor about DDL: [`crate::guard::protect`] is told when a statement
+//! begins and ends.
 //!
 //! A statement trigger could not do this: with two data-modifying CTEs the AFTER STATEMENT trigger of one runs before
 //! the AFTER ROW triggers of the other, and a partition-moving UPDATE confirms a DELETE and an INSERT.
@@ -30,7 +31,6 @@ pub fn level() -> u32 {
 /// One level deeper, where a query or utility statement begins.
 fn enter(outer: u32) {
     LEVEL.store(outer + 1, Relaxed);
-    event::query_began();
 }
 
 /// The statement is over, or an error was caught: what runs now runs at this level.
@@ -125,6 +125,9 @@ unsafe extern "C-unwind" fn executor_finish(query: *mut pg_sys::QueryDesc) {
             Some(previous) => previous(query),
             None => standard_ExecutorFinish(query),
         }
+        if crate::guard::touched::query_did_ddl(outer + 1) {
+            error::entry(|| crate::guard::protect::after_utility(outer + 1));
+        }
         // A referential action (ON DELETE CASCADE and its kin) runs as a query of its own, but its AFTER triggers are
         // queued with the statement that caused it: the intents go up with them.
         let triggers_belong_to_caller =
@@ -159,6 +162,13 @@ unsafe extern "C-unwind" fn process_utility(
         let commits_prepared = (*node).type_ == pg_sys::NodeTag::T_TransactionStmt
             && (*node.cast::<pg_sys::TransactionStmt>()).kind
                 == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED;
+        // The statement may be DDL on the table of events, which nobody may have open then.
+        if event::is_kept_open() {
+            error::entry(|| {
+                event::close();
+                Ok(())
+            });
+        }
         let adds_a_partition = crate::guard::partition::adds_a_partition(node);
         if crate::worker::concerns_a_database(node) {
             error::entry(|| {
@@ -166,6 +176,7 @@ unsafe extern "C-unwind" fn process_utility(
                 Ok(())
             });
         }
+        error::entry(|| crate::guard::protect::before_utility(statement, query_string, context));
         match PREVIOUS_UTILITY {
             Some(previous) => {
                 previous(statement, query_string, read_only_tree, context, params, query_env, dest, completion)
@@ -184,6 +195,7 @@ unsafe extern "C-unwind" fn process_utility(
         if adds_a_partition {
             error::entry(crate::guard::partition::after_partition_added);
         }
+        error::entry(|| crate::guard::protect::after_utility(outer + 1));
         // COPY FROM fires row triggers, and ATTACH records a baseline, without an executor query of their own.
         if transaction::must_end_query() {
             error::entry(|| {

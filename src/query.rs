@@ -1,10 +1,11 @@
 //! Reading agd's own tables through SQL.
 //!
-//! Owns the one way to ask for a single value. Promises not to assign a transaction id, so that reads work on a standby
-//! and leave no trace on a primary (pgrx's `Spi::get_one` assigns one).
+//! Owns the ways to ask for a single value, and for rows as of a given moment. Promises not to assign a transaction id, so
+//! that reads work on a standby and leave no trace on a primary (pgrx's `Spi::get_one` assigns one).
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use pgrx::datum::{DatumWithOid, FromDatum, IntoDatum};
+use pgrx::pg_sys;
 use pgrx::spi::Spi;
 
 /// The first column of the first row; None for NULL or no row.
@@ -13,4 +14,76 @@ pub fn one<T: FromDatum + IntoDatum>(query: &str, arguments: &[DatumWithOid<'_>]
         let rows = client.select(query, Some(1), arguments)?;
         if rows.is_empty() { Ok(None) } else { Ok(rows.first().get_one::<T>()?) }
     })
+}
+
+/// Which state of the catalogs a query sees.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// What is committed now, and what this transaction did so far. (A query of a REPEATABLE READ transaction would see
+    /// what was committed when the transaction began: too old to tell what is guarded.)
+    Now,
+    /// The same without what this transaction did from the command with this number on: what was before a statement.
+    Before(pg_sys::CommandId),
+}
+
+impl At {
+    /// A registered snapshot of that state.
+    #[allow(unsafe_code)] // snapshots are raw backend structures
+    pub fn snapshot(self) -> pg_sys::Snapshot {
+        // SAFETY: inside a transaction; the registered snapshot is a copy of its own.
+        unsafe {
+            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+            if let At::Before(command) = self {
+                (*snapshot).curcid = command;
+            }
+            snapshot
+        }
+    }
+}
+
+/// Every row of a query, each column as text, as of the given state. The query must have no parameters.
+#[allow(unsafe_code)] // SPI's own interface: pgrx's chooses the snapshot by itself
+pub fn rows(at: At, query: &str) -> Result<Vec<Vec<Option<String>>>> {
+    let query = std::ffi::CString::new(query).map_err(|_| Error::Internal("agd: a query holds NUL".into()))?;
+    Spi::connect(|_| {
+        let mut found = Vec::new();
+        // SAFETY: the snapshot is copied for the time of the query, which is read-only and so uses it; its result is
+        // SPI's until SPI is left. On an error both go with the (sub)transaction.
+        unsafe {
+            let snapshot = at.snapshot();
+            pg_sys::PushActiveSnapshot(snapshot);
+            let code = pg_sys::SPI_execute(query.as_ptr(), true, 0);
+            if code < 0 {
+                return Err(Error::Internal(format!("agd: reading its own tables failed: SPI code {code}")));
+            }
+            let table = pg_sys::SPI_tuptable;
+            if !table.is_null() {
+                let columns = (*(*table).tupdesc).natts;
+                for row in 0..(*table).numvals as usize {
+                    let tuple = *(*table).vals.add(row);
+                    found.push((1..=columns).map(|column| value(tuple, (*table).tupdesc, column)).collect());
+                }
+                pg_sys::SPI_freetuptable(table);
+            }
+            pg_sys::PopActiveSnapshot();
+            pg_sys::UnregisterSnapshot(snapshot);
+        }
+        Ok(found)
+    })
+}
+
+/// # Safety
+/// The tuple belongs to the descriptor and has the column.
+#[allow(unsafe_code)] // reads a result of SPI's
+unsafe fn value(tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc, column: i32) -> Option<String> {
+    // SAFETY: as promised by the caller; the value is a C string in SPI's memory, or NULL.
+    unsafe {
+        let text = pg_sys::SPI_getvalue(tuple, descriptor, column);
+        (!text.is_null()).then(|| std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned())
+    }
+}
+
+/// The oids in a column of such rows, counted from 0.
+pub fn oids(rows: &[Vec<Option<String>>], column: usize) -> Vec<pg_sys::Oid> {
+    rows.iter().filter_map(|row| row.get(column)?.as_deref()?.parse().ok().map(pg_sys::Oid::from_u32)).collect()
 }

@@ -5,8 +5,12 @@
 
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::ffi::CString;
+use std::time::Duration;
 
 static ANCHOR_MAX_AGE: GucSetting<i32> = GucSetting::<i32>::new(10_000);
+static MAX_UNSEQUENCED_EVENTS: GucSetting<i32> = GucSetting::<i32>::new(0);
+static MAX_UNPUBLISHED_ANCHORS: GucSetting<i32> = GucSetting::<i32>::new(0);
+static CEILING_WAIT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static LOG_NAME: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 
 /// Defines the settings and reserves the prefix. Called once from `_PG_init`.
@@ -22,10 +26,40 @@ pub fn init() {
         GucContext::Sighup,
         GucFlags::UNIT_MS,
     );
+    GucRegistry::define_int_guc(
+        c"agd.max_unsequenced_events",
+        c"Guarded writes wait, then fail, while more committed events than this wait to be integrated; 0: no limit.",
+        c"Asked before a transaction's first guarded write. See agd.ceiling_wait.",
+        &MAX_UNSEQUENCED_EVENTS,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"agd.max_unpublished_anchors",
+        c"Guarded writes wait, then fail, while more anchors of the platform log than this are unpublished; 0: no limit.",
+        c"Counts anchors newer than the newest one that a publisher has reported. See agd.ceiling_wait.",
+        &MAX_UNPUBLISHED_ANCHORS,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"agd.ceiling_wait",
+        c"How long a guarded write waits while a ceiling is exceeded.",
+        c"Then it fails with SQLSTATE 53400.",
+        &CEILING_WAIT,
+        0,
+        3_600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
     GucRegistry::define_string_guc(
         c"agd.log_name",
         c"The platform log's origin; read once, by CREATE EXTENSION agd.",
-        c"Default: agd-<system identifier>/<database>. Characters a-z, 0-9, '.', '/' and '-'.",
+        c"Default: agd-<system identifier>/<database>, as of the first event. Characters a-z, 0-9, '.', '/' and '-'.",
         &LOG_NAME,
         GucContext::Suset,
         GucFlags::default(),
@@ -37,6 +71,21 @@ pub fn init() {
 /// agd.anchor_max_age in microseconds.
 pub fn anchor_max_age() -> i64 {
     i64::from(ANCHOR_MAX_AGE.get()) * 1000
+}
+
+/// agd.max_unsequenced_events; 0: no limit.
+pub fn max_unsequenced_events() -> i64 {
+    i64::from(MAX_UNSEQUENCED_EVENTS.get())
+}
+
+/// agd.max_unpublished_anchors; 0: no limit.
+pub fn max_unpublished_anchors() -> i64 {
+    i64::from(MAX_UNPUBLISHED_ANCHORS.get())
+}
+
+/// agd.ceiling_wait.
+pub fn ceiling_wait() -> Duration {
+    Duration::from_millis(CEILING_WAIT.get().unsigned_abs().into())
 }
 
 /// agd.log_name, None when it is not set.

@@ -7,8 +7,12 @@
 #![allow(unsafe_code)] // shared memory is laid out by hand and reached through one raw pointer
 
 use crate::error::{Error, Result};
+use crate::{backend, denied};
 use pgrx::{pg_guard, pg_sys};
+use std::cell::Cell;
+use std::ffi::c_long;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// How many databases of one server can use agd at once.
 pub const DATABASES: usize = 128;
@@ -32,8 +36,16 @@ pub struct Database {
     pub starts: AtomicU32,
     /// The clock's floor was restored from this database's tables since the server started.
     pub clock_restored: AtomicBool,
+    /// What is added to a transaction's id when it is recorded, plus 1; 0: not known since the server started.
+    xact_id_base: AtomicU64,
     /// Committed (or prepared) events that the worker has not integrated yet.
     pub waiting: AtomicI64,
+    /// Are those in `waiting` that were committed before the server started? 0: no; 1: somebody counts them; 2: yes.
+    waiting_restored: AtomicU32,
+    /// Anchors of the platform log that are not published, at most; one more than that number. 0: not known.
+    unpublished: AtomicI64,
+    /// Writers wait for integration: a pass is due.
+    hurry: AtomicBool,
     /// Passes asked for through agd.anchor().
     requested: AtomicU64,
     /// The newest request that a finished pass covers.
@@ -82,6 +94,7 @@ unsafe extern "C-unwind" fn request() {
             pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| previous());
         }
         pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
+        pg_sys::RequestAddinShmemSpace(denied::SHARED_SIZE);
     }
 }
 
@@ -103,6 +116,7 @@ unsafe extern "C-unwind" fn startup() {
             }
         }
         SHARED.store(shared, Ordering::Release);
+        denied::attach();
     }
 }
 
@@ -128,8 +142,20 @@ pub fn not_preloaded() -> Error {
 
 /// The slot of the database this backend is connected to, claimed if it has none yet.
 pub fn this_database() -> Result<&'static Database> {
+    thread_local! {
+        static MINE: Cell<Option<&'static Database>> = const { Cell::new(None) };
+    }
     // SAFETY: MyDatabaseId is a plain global of this process.
-    database(unsafe { pg_sys::MyDatabaseId })
+    let oid = unsafe { pg_sys::MyDatabaseId };
+    // A slot may have been given to another database since.
+    if let Some(mine) = MINE.get()
+        && mine.oid.load(Ordering::Acquire) == oid.to_u32()
+    {
+        return Ok(mine);
+    }
+    let found = database(oid)?;
+    MINE.set(Some(found));
+    Ok(found)
 }
 
 /// The slot of a database, claimed if it has none yet. 53400-like exhaustion is reported as a wrong state.
@@ -178,8 +204,7 @@ pub fn databases() -> impl Iterator<Item = (pg_sys::Oid, &'static Database)> {
 /// `max(last + 1, now)` by compare-and-swap, so that a wall clock that steps back cannot reorder commits.
 pub fn next_stamp() -> Result<i64> {
     let clock = &shared()?.clock;
-    // SAFETY: reads the system clock.
-    let now = unsafe { pg_sys::GetCurrentTimestamp() };
+    let now = backend::now();
     let mut last = clock.load(Ordering::Acquire);
     loop {
         let next = now.max(last + 1);
@@ -222,13 +247,38 @@ fn wake(latch: &AtomicPtr<pg_sys::Latch>) {
 }
 
 impl Database {
+    /// What is added to a transaction's id, once it is known that the record is at home here.
+    pub fn xact_id_base(&self) -> Option<u64> {
+        self.xact_id_base.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    /// The record is at home here, and that is committed.
+    pub fn keep_xact_id_base(&self, base: u64) {
+        self.xact_id_base.store(base + 1, Ordering::Release);
+    }
+
+    /// What is known of the record is read afresh from the tables: the extension is being installed (again).
+    pub fn forget_record(&self) {
+        self.xact_id_base.store(0, Ordering::Release);
+        self.clock_restored.store(false, Ordering::Release);
+    }
+
+    /// Which of the [`DATABASES`] slots this is.
+    pub fn number(&self) -> Option<usize> {
+        shared().ok()?.databases.iter().position(|slot| std::ptr::eq(slot, self))
+    }
+
     /// The database is gone: its slot is free again.
     pub fn release(&self) {
+        denied::clear(self);
         self.wanted.store(false, Ordering::Release);
-        self.clock_restored.store(false, Ordering::Release);
+        self.forget_record();
         self.held_until.store(0, Ordering::Release);
         self.starts.store(0, Ordering::Release);
         self.waiting.store(0, Ordering::Release);
+        self.waiting_restored.store(0, Ordering::Release);
+        self.unpublished.store(0, Ordering::Release);
+        self.hurry.store(false, Ordering::Release);
         for counter in [&self.recorded, &self.voided, &self.integrated] {
             counter.store(0, Ordering::Release);
         }
@@ -271,6 +321,72 @@ impl Database {
         if due || self.worker_pid.load(Ordering::Acquire) == 0 {
             self.wake_worker();
         }
+    }
+
+    /// Writers wait for integration: asks for a pass that anchors no tails.
+    pub fn hurry_worker(&self) {
+        self.hurry.store(true, Ordering::Release);
+        self.wake_worker();
+    }
+
+    /// Do writers wait for integration?
+    pub fn in_hurry(&self) -> bool {
+        self.hurry.load(Ordering::Acquire)
+    }
+
+    /// A pass begins, which is what they wait for.
+    pub fn hurries(&self) {
+        self.hurry.store(false, Ordering::Release);
+    }
+
+    /// Adds what was committed before the server started to the waiting events, once. False: another backend is at it.
+    pub fn restore_waiting(&self, count: impl FnOnce() -> Result<i64>) -> Result<bool> {
+        struct Undo<'a>(Option<&'a AtomicU32>);
+        impl Drop for Undo<'_> {
+            fn drop(&mut self) {
+                if let Some(state) = self.0 {
+                    state.store(0, Ordering::Release);
+                }
+            }
+        }
+        match self.waiting_restored.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                let mut undo = Undo(Some(&self.waiting_restored));
+                // A commit is counted after it became visible: what is counted by now is among what is found. What is
+                // committed meanwhile may count twice, until the worker's next pass.
+                let counted = self.waiting.load(Ordering::Acquire);
+                let found = count()?;
+                self.waiting.fetch_add(found - counted, Ordering::AcqRel);
+                undo.0 = None;
+                self.waiting_restored.store(2, Ordering::Release);
+                Ok(true)
+            }
+            Err(state) => Ok(state == 2),
+        }
+    }
+
+    /// A pass has integrated all that was visible to it: nothing of before the server's start is left to be counted.
+    pub fn waiting_is_known(&self) {
+        let _ = self.waiting_restored.compare_exchange(0, 2, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// The worker anchored the platform log.
+    pub fn add_unpublished(&self, anchors: i64) {
+        let _ = self.unpublished.fetch_update(Ordering::AcqRel, Ordering::Acquire, |known| {
+            (known > 0).then(|| known.saturating_add(anchors))
+        });
+    }
+
+    /// None: at most `max` anchors are unpublished, or there is no limit (0). Else what was seen, for
+    /// [`Database::set_unpublished`]: there may be more.
+    pub fn unpublished_above(&self, max: i64) -> Option<i64> {
+        let seen = self.unpublished.load(Ordering::Acquire);
+        (max > 0 && (seen == 0 || seen > max.saturating_add(1))).then_some(seen)
+    }
+
+    /// What the tables say, unless the worker anchored since `seen`.
+    pub fn set_unpublished(&self, seen: i64, anchors: i64) {
+        let _ = self.unpublished.compare_exchange(seen, anchors + 1, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Asks for a pass; the ticket is covered once [`Database::completed`] reaches it.
@@ -322,19 +438,26 @@ impl Database {
         String::from_utf8_lossy(&self.message[..length]).into_owned()
     }
 
-    fn broadcast(&self) {
+    /// Wakes whoever waits for an answer.
+    pub fn broadcast(&self) {
         // SAFETY: the condition variable was initialised at start-up and lives in shared memory.
         unsafe { pg_sys::ConditionVariableBroadcast((&raw const self.answered).cast_mut()) };
     }
 
     /// Sleeps until the worker answers something or a second has passed. Interruptible.
     pub fn wait_for_answer(&self, done: impl Fn() -> bool) {
+        self.wait_for_answer_within(Duration::from_secs(1), done);
+    }
+
+    /// Sleeps until the worker answers something or the time has passed. Interruptible.
+    pub fn wait_for_answer_within(&self, limit: Duration, done: impl Fn() -> bool) {
+        let milliseconds = limit.as_millis().clamp(1, 3_600_000) as c_long;
         // SAFETY: the documented pattern for condition variables: prepare, test, sleep, cancel.
         unsafe {
             let variable = (&raw const self.answered).cast_mut();
             pg_sys::ConditionVariablePrepareToSleep(variable);
             if !done() {
-                pg_sys::ConditionVariableTimedSleep(variable, 1000, pg_sys::PG_WAIT_EXTENSION);
+                pg_sys::ConditionVariableTimedSleep(variable, milliseconds, pg_sys::PG_WAIT_EXTENSION);
             }
             pg_sys::ConditionVariableCancelSleep();
         }

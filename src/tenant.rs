@@ -7,7 +7,7 @@
 
 use crate::catalog::{Columns, Relation, catalog, scan, scan_key, text};
 use crate::error::{self, Error, OrRaise, Result};
-use crate::transaction;
+use crate::{backend, home, transaction};
 use pgrx::prelude::*;
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -36,8 +36,7 @@ pub fn transaction_ended() {
 
 /// The tenant that the authenticated role is mapped to.
 pub fn bound_tenant() -> Result<Option<String>> {
-    // SAFETY: reads the session user id.
-    tenant_of(unsafe { pg_sys::GetSessionUserId() })
+    tenant_of(backend::session_user())
 }
 
 /// The tenant that a role is mapped to.
@@ -72,25 +71,29 @@ pub fn check_row(tenant: &str, relation: pg_sys::Oid, relation_name: &str) -> Re
     match bound_tenant()? {
         Some(bound) if bound == tenant => return Ok(()),
         Some(bound) => {
-            return Err(Error::NotAllowed {
+            return Err(Error::TenantRefused {
                 message: format!(
                     "a row of tenant \"{tenant}\" in {relation_name} is not for tenant \"{bound}\" to write"
                 ),
                 hint: format!("This session is bound to tenant \"{bound}\" and writes only its rows."),
+                recorded: format!("a row of another tenant in {relation_name} is not for tenant \"{bound}\" to write"),
             });
         }
         None => {}
     }
     if !above_the_wall(relation) {
-        return Err(Error::NotAllowed {
-            message: format!("{relation_name} belongs to tenants, and this session is bound to none"),
+        let message = format!("{relation_name} belongs to tenants, and this session is bound to none");
+        return Err(Error::TenantRefused {
+            recorded: message.clone(),
+            message,
             hint: "Map the login role to its tenant: SELECT agd.map_role('the_role', 'the_tenant').".into(),
         });
     }
     if !exists(tenant)? {
-        return Err(Error::NotAllowed {
+        return Err(Error::TenantRefused {
             message: format!("there is no tenant \"{tenant}\""),
             hint: format!("Create it first: SELECT agd.create_tenant('{tenant}')."),
+            recorded: format!("a row of {relation_name} names a tenant that does not exist"),
         });
     }
     transaction::note_bypass();
@@ -110,25 +113,14 @@ pub fn check_baseline_row(tenant: &str, relation_name: &str) -> Result<()> {
 
 /// A superuser, a role with BYPASSRLS, or the table's owner.
 fn above_the_wall(relation: pg_sys::Oid) -> bool {
-    // SAFETY: catalog look-ups by oid. The outer user is who authenticated or what SET ROLE chose; a SECURITY DEFINER
-    // function does not change it.
-    unsafe {
-        let user = pg_sys::GetOuterUserId();
-        if pg_sys::superuser_arg(user) || pg_sys::has_bypassrls_privilege(user) {
-            return true;
-        }
-        #[cfg(feature = "pg15")]
-        {
-            pg_sys::pg_class_ownercheck(relation, user)
-        }
-        #[cfg(not(feature = "pg15"))]
-        {
-            pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, user)
-        }
-    }
+    let user = backend::outer_user();
+    // SAFETY: catalog look-ups by oid.
+    (unsafe { pg_sys::superuser_arg(user) || pg_sys::has_bypassrls_privilege(user) })
+        || backend::owns(user, pg_sys::RelationRelationId, relation)
 }
 
-fn exists(tenant: &str) -> Result<bool> {
+/// Is there such a tenant?
+pub fn exists(tenant: &str) -> Result<bool> {
     if CACHED.with_borrow(|cached| cached.known.contains(tenant)) {
         return Ok(true);
     }
@@ -163,6 +155,7 @@ fn create_tenant(tenant: Option<&str>, display_name: Option<&str>) {
 
 fn create(tenant: Option<&str>, display_name: Option<&str>) -> Result<()> {
     error::forbid_read_only(c"agd.create_tenant()");
+    home::ensure()?;
     let tenant = tenant.ok_or_else(|| Error::BadArgument {
         message: "a tenant needs a name".into(),
         hint: "SELECT agd.create_tenant('acme').".into(),
@@ -192,6 +185,7 @@ fn map_role(role: Option<&std::ffi::CStr>, tenant: Option<&str>, mode: Option<&s
 
 fn map(role: Option<&str>, tenant: Option<&str>, mode: Option<&str>) -> Result<()> {
     error::forbid_read_only(c"agd.map_role()");
+    home::ensure()?;
     let (Some(role), Some(tenant), Some(mode)) = (role, tenant, mode) else {
         return Err(Error::BadArgument {
             message: "role, tenant and mode must be given".into(),
@@ -245,8 +239,6 @@ fn map(role: Option<&str>, tenant: Option<&str>, mode: Option<&str>) -> Result<(
             hint: "One role belongs to one tenant. SELECT * FROM agd.role_map shows which.".into(),
         });
     }
-    // SAFETY: every backend forgets its binding when this transaction commits.
-    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(catalog()?.role_map) };
     Ok(())
 }
 
@@ -272,7 +264,7 @@ fn may_read(tenant: Option<&str>) -> bool {
 #[pg_extern(sql = false)]
 fn may_read_payload(tenant: Option<&str>) -> bool {
     // SAFETY: a catalog look-up.
-    is_bound_to(tenant) || unsafe { pg_sys::superuser_arg(pg_sys::GetOuterUserId()) }
+    is_bound_to(tenant) || unsafe { pg_sys::superuser_arg(backend::outer_user()) }
 }
 
 /// `agd.is_publisher()`: members of agd_publisher see every anchor.
@@ -289,6 +281,6 @@ fn outer_user_is_member_of(role: &std::ffi::CStr) -> bool {
     // SAFETY: catalog look-ups; an unknown role has no members.
     unsafe {
         let role = pg_sys::get_role_oid(role.as_ptr(), true);
-        role != pg_sys::InvalidOid && pg_sys::has_privs_of_role(pg_sys::GetOuterUserId(), role)
+        role != pg_sys::InvalidOid && pg_sys::has_privs_of_role(backend::outer_user(), role)
     }
 }

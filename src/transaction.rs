@@ -7,7 +7,8 @@
 #![allow(unsafe_code)] // transaction callbacks and the backend's identity are raw PostgreSQL calls
 
 use crate::error::{Error, OrRaise, Result};
-use crate::{event, nesting, shmem, stamp, tenant};
+use crate::guard::touched;
+use crate::{backend, catalog, ceiling, denied, event, nesting, replication, shmem, stamp, tenant};
 use agd_core::intent::{Intent, Intents, Operation, Void};
 use pgrx::prelude::*;
 use std::cell::RefCell;
@@ -21,6 +22,8 @@ pub enum Binding {
     Role,
     /// A superuser or owner wrote tenant rows without being bound.
     Bypass,
+    /// The transaction came from another server by logical replication.
+    Replication,
 }
 
 impl Binding {
@@ -29,6 +32,7 @@ impl Binding {
             Binding::None => "none",
             Binding::Role => "role",
             Binding::Bypass => "bypass",
+            Binding::Replication => "replication",
         }
     }
 }
@@ -49,6 +53,8 @@ struct Cause {
 struct Identity {
     session_user: pg_sys::Oid,
     session_user_name: String,
+    /// Who logged in, where SET SESSION AUTHORIZATION made the session another's.
+    logged_in: Option<String>,
     role: pg_sys::Oid,
     role_name: String,
 }
@@ -88,18 +94,10 @@ pub fn init() {
     }
 }
 
-/// The number of the present subtransaction.
-pub fn subtransaction() -> u32 {
-    // SAFETY: reads the backend's transaction state.
-    unsafe { pg_sys::GetCurrentSubTransactionId() }
-}
-
 /// Takes the next number of an event in this transaction, and the role that acts where it is another than that of the
 /// first event (SET ROLE in between). 54000 beyond 2^31 - 1; 55000 once the record is sealed, or for a second session user.
 pub fn next_event() -> Result<(i32, Option<String>)> {
-    // SAFETY: reads user ids. The outer user is what SET ROLE chose; SECURITY DEFINER functions and referential actions
-    // change neither.
-    let (session_user, role) = unsafe { (pg_sys::GetSessionUserId(), pg_sys::GetOuterUserId()) };
+    let (session_user, role) = (backend::session_user(), backend::outer_user());
     with(|state| {
         if state.sealed {
             return Err(Error::WrongState {
@@ -111,6 +109,10 @@ pub fn next_event() -> Result<(i32, Option<String>)> {
         let identity = state.identity.get_or_insert_with(|| Identity {
             session_user,
             session_user_name: user_name(session_user),
+            // SAFETY: reads a user id.
+            logged_in: Some(unsafe { pg_sys::GetAuthenticatedUserId() })
+                .filter(|&user| user != session_user && user != pg_sys::InvalidOid)
+                .map(user_name),
             role,
             role_name: user_name(role),
         });
@@ -135,7 +137,7 @@ pub fn next_event() -> Result<(i32, Option<String>)> {
 
 /// An event was inserted: it counts towards this transaction.
 pub fn event_recorded() {
-    let current = subtransaction();
+    let current = backend::subtransaction();
     with(|state| match state.live.last_mut() {
         Some(live) if live.subtransaction == current => live.events += 1,
         _ => state.live.push(Live { subtransaction: current, events: 1 }),
@@ -144,28 +146,33 @@ pub fn event_recorded() {
 
 /// Remembers that a row was recorded and must be confirmed.
 pub fn expect_write(relation: pg_sys::Oid, operation: Operation, fingerprint: u64, place: (u32, u16)) {
-    let (level, current) = (nesting::level(), subtransaction());
+    let (level, current) = (nesting::level(), backend::subtransaction());
     let intent = Intent { fingerprint, block: place.0, offset: place.1 };
     with(|state| state.intents.add(level, relation.to_u32(), operation, current, intent));
 }
 
-/// The row was written. False: what was written is not what was recorded.
-pub fn confirm_write(relation: pg_sys::Oid, operation: Operation, fingerprint: u64) -> bool {
+/// The row was written, and it is the one recorded first of those that wait. False: look with [`confirm_write`].
+pub fn confirm_first(relation: pg_sys::Oid, operation: Operation, fingerprint: u64) -> bool {
+    with(|state| state.intents.confirm_first(nesting::level(), relation.to_u32(), operation, fingerprint))
+}
+
+/// The row was written; these are the fingerprints it may have been recorded by. False: what was written is not what was
+/// recorded.
+pub fn confirm_write(relation: pg_sys::Oid, operation: Operation, fingerprints: [u64; 2]) -> bool {
     let mut voids = Vec::new();
     let confirmed =
-        with(|state| state.intents.confirm(nesting::level(), relation.to_u32(), operation, fingerprint, &mut voids));
+        with(|state| state.intents.confirm(nesting::level(), relation.to_u32(), operation, fingerprints, &mut voids));
     withdraw(&voids);
     confirmed
 }
 
 /// Has the query that ends left anything to be done? (The cheap question at the end of every query.)
 pub fn must_end_query() -> bool {
-    event::is_kept_open() || with(|state| !state.intents.is_empty())
+    with(|state| !state.intents.is_empty())
 }
 
 /// A query or COPY of this nesting level ended.
 pub fn query_ended(level: u32, triggers_belong_to_caller: bool) {
-    event::query_ended(level);
     if triggers_belong_to_caller {
         with(|state| state.intents.hand_up(level));
         return;
@@ -198,7 +205,7 @@ pub fn has_cause() -> bool {
 /// Sets the cause of this transaction. One transaction has one cause: another one after events were recorded under the
 /// first is refused (55000).
 fn keep_cause(text: String) -> Result<()> {
-    let current = subtransaction();
+    let current = backend::subtransaction();
     with(|state| {
         if let Some(present) = state.causes.last()
             && present.text != text
@@ -257,8 +264,12 @@ fn user_name(oid: pg_sys::Oid) -> String {
 
 /// The name of the role that authenticated this session (or SET SESSION AUTHORIZATION chose).
 pub fn session_user_name() -> String {
-    // SAFETY: reads the session user id.
-    user_name(unsafe { pg_sys::GetSessionUserId() })
+    user_name(backend::session_user())
+}
+
+/// The name of the role that acts: the session user, or what SET ROLE chose.
+pub fn role_name() -> String {
+    user_name(backend::outer_user())
 }
 
 /// Withdraws what was never written, then closes the transaction with its record and its commit stamp.
@@ -276,22 +287,26 @@ fn close() -> Result<()> {
         return Ok(());
     }
     // DROP EXTENSION in this very transaction took the record along, and whoever may do that needs no telling.
-    // SAFETY: a catalog look-up.
-    if unsafe { pg_sys::get_extension_oid(c"agd".as_ptr(), true) } == pg_sys::InvalidOid {
+    if !catalog::is_installed() {
         return Ok(());
     }
     let events = i32::try_from(events).map_err(|_| Error::Internal("agd: more events than numbers".into()))?;
     let identity = identity.ok_or_else(|| Error::Internal("agd: events of nobody".into()))?;
     let bound = tenant::tenant_of(identity.session_user)?;
-    let binding = match (&bound, bypass) {
-        (Some(_), _) => Binding::Role,
-        (None, true) => Binding::Bypass,
-        (None, false) => Binding::None,
+    let origin = replication::origin();
+    let binding = match (&origin, &bound, bypass) {
+        (Some(_), ..) => Binding::Replication,
+        (None, Some(_), _) => Binding::Role,
+        (None, None, true) => Binding::Bypass,
+        (None, None, false) => Binding::None,
     };
     let record = event::TransactionRecord {
         stamp: stamp::draw()?,
         events,
-        principal: bound.is_some().then(|| identity.session_user_name.clone()),
+        // Who stands behind the session user: the subscription, the superuser who became another, the tenant's role.
+        principal: origin
+            .or(identity.logged_in)
+            .or_else(|| bound.is_some().then(|| identity.session_user_name.clone())),
         session_user_name: identity.session_user_name,
         role_name: identity.role_name,
         cause,
@@ -307,6 +322,22 @@ fn close() -> Result<()> {
     Ok(())
 }
 
+/// What no SQL can bring about: for tests.
+#[cfg(any(test, feature = "pg_test"))]
+pub mod extremes {
+    use super::{Result, close, with};
+
+    /// Closes the transaction's record before its end, as if a pre-commit callback of another extension came after agd's.
+    pub fn close_early() -> Result<()> {
+        close()
+    }
+
+    /// Sets the number of the next event: nobody records 2^31 events to see what happens then.
+    pub fn skip_to(n: i32) {
+        with(|state| state.next_n = n);
+    }
+}
+
 fn forget() -> State {
     with(std::mem::take)
 }
@@ -314,13 +345,15 @@ fn forget() -> State {
 #[pg_guard]
 unsafe extern "C-unwind" fn transaction_event(what: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
     match what {
-        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE
-            if with(|state| !state.live.is_empty()) =>
-        {
-            close().or_raise();
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
+            if with(|state| !state.live.is_empty()) {
+                close().map_err(denied::at_commit).or_raise();
+            }
+            event::close();
         }
         pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
             let state = forget();
+            ceiling::transaction_ended();
             tenant::transaction_ended();
             if (state.recorded > 0 || state.voided > 0 || state.created_extension)
                 && let Ok(database) = shmem::this_database()
@@ -337,12 +370,19 @@ unsafe extern "C-unwind" fn transaction_event(what: pg_sys::XactEvent::Type, _ar
                 if state.created_extension {
                     database.wake_worker();
                 }
+            } else if what == pg_sys::XactEvent::XACT_EVENT_COMMIT
+                && replication::may_have_committed_prepared()
+                && let Ok(database) = shmem::this_database()
+            {
+                database.add_waiting(1);
             }
         }
         pg_sys::XactEvent::XACT_EVENT_ABORT => {
             forget();
-            event::rolled_back(0);
+            event::rolled_back();
             nesting::return_to(0);
+            ceiling::transaction_ended();
+            touched::return_to(0);
             tenant::transaction_ended();
         }
         _ => {}
@@ -369,9 +409,9 @@ unsafe extern "C-unwind" fn subtransaction_event(
             // An error jumped out of whatever ran inside.
             if let Some((_, level)) = state.levels.iter().find(|(open, _)| *open == subtransaction) {
                 nesting::return_to(*level);
+                touched::return_to(*level);
             }
             state.levels.retain(|(open, _)| *open < subtransaction);
-            event::rolled_back(subtransaction);
             state.live.retain(|live| live.subtransaction < subtransaction);
             state.causes.retain(|cause| cause.subtransaction < subtransaction);
             state.intents.abort_subtransaction(subtransaction);

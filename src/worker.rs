@@ -6,9 +6,9 @@
 #![allow(unsafe_code)] // background workers are registered and run through raw structures
 
 use crate::error::{Error, OrRaise, Result};
-use crate::log::sequencer::{self, Outcome, Tails, clock};
+use crate::log::sequencer::{self, Outcome, Tails};
 use crate::shmem::{self, Database};
-use crate::{catalog, settings};
+use crate::{backend, catalog, denied, home, settings};
 use pgrx::prelude::*;
 use std::ffi::{CStr, c_char, c_int, c_long};
 use std::sync::atomic::Ordering;
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// Full tiles are due at once, but not more often than this: each pass commits.
 const PASS_INTERVAL: Duration = Duration::from_millis(100);
+/// How long refused attempts rest when the record is not at home here, before the worker looks again.
+const NOT_AT_HOME: Duration = Duration::from_secs(5);
 /// So many waiting events make a pass due whatever the interval.
 const MANY_EVENTS: i64 = 1 << 16;
 /// A worker that failed is started again after this; after twice as long when it fails again, and so on to 64 times.
@@ -44,6 +46,11 @@ fn background_worker(name: &str, kind: &str, function: &str) -> pg_sys::Backgrou
 
 /// Registers the launcher. Called once, in the postmaster, from `_PG_init`.
 pub fn init() {
+    // A cluster that pg_upgrade is at work on must stay as it is.
+    // SAFETY: a global that the postmaster sets from its command line.
+    if unsafe { pg_sys::IsBinaryUpgrade } {
+        return;
+    }
     let mut launcher = background_worker("agd launcher", "agd launcher", "agd_launcher_main");
     launcher.bgw_restart_time = 5;
     // SAFETY: called while shared_preload_libraries is processed; the structure is copied.
@@ -143,12 +150,12 @@ pub extern "C-unwind" fn agd_launcher_main(_argument: pg_sys::Datum) {
                 continue;
             }
             again = Some(RESTART_DELAY);
-            if database.held_until.load(Ordering::Acquire) > clock() {
+            if database.held_until.load(Ordering::Acquire) > backend::now() {
                 continue;
             }
             let starts = database.starts.fetch_add(1, Ordering::AcqRel).min(6);
             let delay = RESTART_DELAY.as_micros() as i64;
-            database.held_until.store(clock() + (delay << starts), Ordering::Release);
+            database.held_until.store(backend::now() + (delay << starts), Ordering::Release);
             start_worker(oid);
         }
         sleep(again);
@@ -233,8 +240,9 @@ pub extern "C-unwind" fn agd_worker_main(argument: pg_sys::Datum) {
         }
     }
     database.wanted.store(false, Ordering::Release);
-    Worker { database, timer: Some(Instant::now()), last_pass: None }.run();
-    // The extension was dropped: nothing to restart for.
+    Worker { database, timer: Some(Instant::now()), last_pass: None, last_drain: None }.run();
+    // The extension was dropped: nothing to restart for, and nothing to tell.
+    denied::clear(database);
     database.wanted.store(false, Ordering::Release);
     unsafe {
         // SAFETY: this process's own pid.
@@ -267,17 +275,25 @@ struct Worker {
     /// Since when something waits for an anchor; None: nothing does.
     timer: Option<Instant>,
     last_pass: Option<Instant>,
+    last_drain: Option<Instant>,
 }
 
 impl Worker {
     fn run(mut self) {
         // What was committed before this worker started is taken up at once; its tails follow by age.
-        if !self.passes(false, false) {
+        if !self.passes(false) {
             return;
         }
         loop {
             let ticket = self.database.newest_request();
             let requested = ticket > self.database.completed();
+            // Refused attempts before the pass, so that who asked for one finds in it what was refused before.
+            let denied = denied::pending(self.database);
+            let pause = self.last_drain.map_or(Duration::ZERO, |last| PASS_INTERVAL.saturating_sub(last.elapsed()));
+            if denied && (requested || pause.is_zero()) && !self.drain() {
+                return;
+            }
+            let until_drain = denied::pending(self.database).then_some(pause);
             let waiting = self.database.waiting.load(Ordering::Acquire);
             if waiting > 0 {
                 self.timer.get_or_insert_with(Instant::now);
@@ -286,8 +302,10 @@ impl Worker {
             let by_age = age_left.is_some_and(|left| left.is_zero());
             let pause = self.last_pass.map_or(Duration::ZERO, |last| PASS_INTERVAL.saturating_sub(last.elapsed()));
             let full = waiting >= 256 && (pause.is_zero() || waiting >= MANY_EVENTS);
-            if requested || by_age || full {
-                if !self.passes(requested || by_age, by_age) {
+            let hurry = self.database.in_hurry();
+            if requested || by_age || full || hurry && pause.is_zero() {
+                self.database.hurries();
+                if !self.passes(requested || by_age) {
                     return;
                 }
                 if requested {
@@ -295,12 +313,13 @@ impl Worker {
                 }
                 continue;
             }
-            sleep(if waiting >= 256 { Some(pause) } else { age_left });
+            let until_pass = if waiting >= 256 || hurry { Some(pause) } else { age_left };
+            sleep([until_pass, until_drain].into_iter().flatten().min());
         }
     }
 
     /// One pass, and those that take up what a pass recorded itself. False: the extension is gone.
-    fn passes(&mut self, all_tails: bool, by_age: bool) -> bool {
+    fn passes(&mut self, all_tails: bool) -> bool {
         let mut platform = false;
         loop {
             if !extension_installed() {
@@ -308,12 +327,17 @@ impl Worker {
             }
             let waiting = self.database.waiting.load(Ordering::Acquire);
             let outcome = self.pass(Tails { open_since: if all_tails { i64::MAX } else { i64::MIN }, platform });
-            let left = self.database.waiting.fetch_sub(outcome.events as i64, Ordering::AcqRel) - outcome.events as i64;
-            // Counts of before a restart, or of a commit that was seen before it was counted: set right when at rest.
-            if left < 0 || by_age && outcome.events == 0 {
-                let seen = if left < 0 { left } else { waiting };
-                let _ = self.database.waiting.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Acquire);
+            // A commit is counted after it became visible: all that was counted before the pass is integrated now, and
+            // what was counted in vain goes with it. What the pass saw before it was counted is below zero for a moment,
+            // as are events of before a restart.
+            let taken = waiting.max(outcome.events as i64);
+            let left = self.database.waiting.fetch_sub(taken, Ordering::AcqRel) - taken;
+            if left < 0 {
+                let _ = self.database.waiting.compare_exchange(left, 0, Ordering::AcqRel, Ordering::Acquire);
             }
+            self.database.waiting_is_known();
+            self.database.add_unpublished(outcome.platform_anchors as i64);
+            self.database.broadcast();
             self.database.integrated.fetch_add(outcome.events, Ordering::AcqRel);
             self.database.starts.store(0, Ordering::Release);
             platform = outcome.anchored_tail;
@@ -330,25 +354,46 @@ impl Worker {
         true
     }
 
-    fn pass(&self, tails: Tails) -> Outcome {
-        // SAFETY: the activity text is static.
-        unsafe {
-            pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, c"agd: integrating events".as_ptr());
+    /// Records refused attempts. False: the extension is gone.
+    fn drain(&mut self) -> bool {
+        if !extension_installed() {
+            return false;
         }
         let database = self.database;
-        let outcome =
-            PgTryBuilder::new(std::panic::AssertUnwindSafe(|| in_transaction(true, || sequencer::pass(tails))))
-                .catch_others(|caught| {
-                    // Told to whoever waits, then raised again: the process ends and is started anew.
-                    let message = match &caught {
-                        pg_sys::panic::CaughtError::PostgresError(report)
-                        | pg_sys::panic::CaughtError::ErrorReport(report)
-                        | pg_sys::panic::CaughtError::RustPanic { ereport: report, .. } => report.message().to_owned(),
-                    };
-                    database.fail(&message);
-                    caught.rethrow()
-                })
-                .execute();
+        // Until the record is resumed here nothing is added to it: the attempts stay where they are.
+        if !in_transaction(false, || Ok(home::check().is_ok())) {
+            self.last_drain = Some(Instant::now() + NOT_AT_HOME);
+            return true;
+        }
+        self.work(c"agd: recording refused attempts", || {
+            denied::drain(database, |body| in_transaction(false, body));
+        });
+        self.last_drain = Some(Instant::now());
+        true
+    }
+
+    fn pass(&self, tails: Tails) -> Outcome {
+        self.work(c"agd: integrating events", || in_transaction(true, || sequencer::pass(tails)))
+    }
+
+    fn work<T>(&self, activity: &CStr, body: impl FnOnce() -> T) -> T {
+        // SAFETY: the activity text is copied.
+        unsafe {
+            pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr());
+        }
+        let database = self.database;
+        let outcome = PgTryBuilder::new(std::panic::AssertUnwindSafe(body))
+            .catch_others(|caught| {
+                // Told to whoever waits, then raised again: the process ends and is started anew.
+                let message = match &caught {
+                    pg_sys::panic::CaughtError::PostgresError(report)
+                    | pg_sys::panic::CaughtError::ErrorReport(report)
+                    | pg_sys::panic::CaughtError::RustPanic { ereport: report, .. } => report.message().to_owned(),
+                };
+                database.fail(&message);
+                caught.rethrow()
+            })
+            .execute();
         // SAFETY: as above.
         unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null()) };
         outcome
@@ -441,11 +486,7 @@ pub unsafe fn before_utility(node: *mut pg_sys::Node) {
     // SAFETY: catalog look-ups inside the statement's transaction.
     let database = unsafe {
         let oid = pg_sys::get_database_oid(name, true);
-        let user = pg_sys::GetUserId();
-        #[cfg(feature = "pg15")]
-        let owner = oid != pg_sys::InvalidOid && pg_sys::pg_database_ownercheck(oid, user);
-        #[cfg(not(feature = "pg15"))]
-        let owner = oid != pg_sys::InvalidOid && pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, oid, user);
+        let owner = oid != pg_sys::InvalidOid && backend::owns(pg_sys::GetUserId(), pg_sys::DatabaseRelationId, oid);
         if !owner {
             return;
         }
@@ -475,7 +516,7 @@ fn send_away(database: &Database) {
     unsafe extern "C" {
         fn kill(pid: c_int, signal: c_int) -> c_int;
     }
-    database.held_until.store(clock() + 10_000_000, Ordering::Release);
+    database.held_until.store(backend::now() + 10_000_000, Ordering::Release);
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(5) {
         let pid = database.worker_pid.load(Ordering::Acquire);
@@ -506,11 +547,14 @@ fn worker_status() -> TableIterator<
         name!(worker_pid, Option<i32>),
         name!(failures, i64),
         name!(last_failure, Option<String>),
+        name!(denied, i64),
+        name!(denied_lost, i64),
     ),
 > {
     let database = shmem::this_database().or_raise();
     let pid = database.worker_pid.load(Ordering::Acquire);
     let failures = database.failures();
+    let (denied, denied_lost) = denied::counts(database);
     TableIterator::once((
         database.recorded.load(Ordering::Acquire) as i64,
         database.voided.load(Ordering::Acquire) as i64,
@@ -519,5 +563,7 @@ fn worker_status() -> TableIterator<
         (pid != 0).then_some(pid),
         failures as i64,
         (failures > 0).then(|| database.message()),
+        denied as i64,
+        denied_lost as i64,
     ))
 }

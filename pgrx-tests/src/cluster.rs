@@ -14,9 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The bootstrap superuser of every cluster.
-const SUPERUSER: &str = "postgres";
+pub(crate) const SUPERUSER: &str = "postgres";
 /// The socket's name carries a port number although nothing listens on TCP. Each cluster has a directory of its own.
-const PORT: &str = "5432";
+pub(crate) const PORT: &str = "5432";
 /// How long a start or a stop may take: long enough for crash recovery on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Lines of the server's log shown with a failure.
@@ -62,6 +62,9 @@ pub struct Output {
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     settings: Vec<(String, String)>,
+    own_initdb: bool,
+    bin: Option<PathBuf>,
+    environment: Vec<(String, PathBuf)>,
 }
 
 impl Builder {
@@ -78,30 +81,72 @@ impl Builder {
         self.setting("fsync", "on")
     }
 
+    /// A data directory made by an `initdb` of its own: another system identifier than any other cluster's.
+    #[must_use]
+    pub fn own_initdb(mut self) -> Self {
+        self.own_initdb = true;
+        self
+    }
+
+    /// The programs of another PostgreSQL than `AGD_PG_BIN`, with an `initdb` of its own.
+    #[must_use]
+    pub fn bin(mut self, bin: PathBuf) -> Self {
+        self.bin = Some(bin);
+        self.own_initdb()
+    }
+
+    /// Sets a variable in the environment of the server's processes, at every start.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &Path) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Makes the cluster and starts its server.
     ///
     /// # Errors
     /// If `AGD_PG_BIN` is not set or names no PostgreSQL, or if the server does not start: then with the end of its log.
     pub fn start(self) -> Result<Cluster> {
-        let bin = pg_bin()?;
+        let bin = self.bin.map_or_else(pg_bin, |bin| existing_bin("the bin directory", &bin))?;
         let run_as = RunAs::detect()?;
         let scratch = Scratch::new(&bin, run_as)?;
-        copy_template(&bin, run_as, &scratch.path().join("data"))?;
-        let cluster = Cluster::over(bin, run_as, scratch);
-        cluster.configure(DEFAULTS.iter().copied())?;
+        if self.own_initdb {
+            initdb(&bin, run_as, &scratch.path().join("data"), &[])?;
+        } else {
+            copy_template(&bin, run_as, &scratch.path().join("data"))?;
+        }
+        let mut cluster = Cluster::over(bin, run_as, scratch);
+        cluster.environment = self.environment;
+        cluster.configure_defaults()?;
         cluster.configure(self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
         cluster.start()?;
         Ok(cluster)
     }
 }
 
+/// A process of a server that is stopped until this is dropped.
+#[must_use]
+#[derive(Debug)]
+pub struct Frozen {
+    pid: u32,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // It may be gone by now, with its server.
+        os::signal(self.pid, Signal::CONT).ok();
+    }
+}
+
 /// A running (or stopped, or killed) server with its data directory. Dropping it stops the server and removes everything.
 ///
-/// Two clusters of one test process have the same system identifier: both data directories are copies of one `initdb`.
+/// Two clusters of one test process have the same system identifier: both data directories are copies of one `initdb`
+/// (but see [`Builder::own_initdb`]).
 pub struct Cluster {
     server: Mutex<Option<Child>>,
-    bin: PathBuf,
-    run_as: Option<RunAs>,
+    pub(crate) bin: PathBuf,
+    pub(crate) run_as: Option<RunAs>,
+    environment: Vec<(String, PathBuf)>,
     // Last: its drop removes the directory, after the server was stopped.
     scratch: Scratch,
 }
@@ -113,8 +158,8 @@ impl Cluster {
         Builder::default()
     }
 
-    fn over(bin: PathBuf, run_as: Option<RunAs>, scratch: Scratch) -> Self {
-        Self { server: Mutex::new(None), bin, run_as, scratch }
+    pub(crate) fn over(bin: PathBuf, run_as: Option<RunAs>, scratch: Scratch) -> Self {
+        Self { server: Mutex::new(None), bin, run_as, environment: Vec::new(), scratch }
     }
 
     /// The directory of the server's unix socket: the `host` of a connection string.
@@ -177,6 +222,10 @@ impl Cluster {
         fs::read(self.log_file()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
+    pub(crate) fn configure_defaults(&self) -> Result<()> {
+        self.configure(DEFAULTS.iter().copied())
+    }
+
     /// Adds lines to `postgresql.conf`. They take effect at the next start (or reload, where the setting allows it).
     ///
     /// # Errors
@@ -221,6 +270,7 @@ impl Cluster {
             .arg("-k")
             .arg(self.socket_dir())
             .args(["-p", PORT])
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.socket_dir())
             .stdin(Stdio::null())
             .stdout(out)
@@ -322,6 +372,26 @@ impl Cluster {
         Ok(())
     }
 
+    /// Stops a process of this server as it is, until what is returned is dropped: a frozen process hears no signal, and a
+    /// test that fails must not leave others waiting for it.
+    ///
+    /// # Errors
+    /// If `pid` is not a process of this server or the signal cannot be sent.
+    pub fn freeze(&self, pid: i32) -> Result<Frozen> {
+        let pid = self.own_process(pid)?;
+        os::signal(pid, Signal::STOP)?;
+        Ok(Frozen { pid })
+    }
+
+    fn own_process(&self, pid: i32) -> Result<u32> {
+        let pid = u32::try_from(pid).map_err(|e| Error::doing("process id", e))?;
+        let postmaster = self.server().as_ref().map(Child::id).ok_or_else(|| Error::new("the server does not run"))?;
+        if !os::children(postmaster).contains(&pid) {
+            return Err(Error::new(format!("process {pid} is not of this server")));
+        }
+        Ok(pid)
+    }
+
     /// Connection settings for `user` in `database`.
     #[must_use]
     pub fn config(&self, user: &str, database: &str) -> Config {
@@ -400,6 +470,17 @@ impl Cluster {
         run(command, script)
     }
 
+    /// Runs a program of the server's own (`pg_resetwal`) as the user that owns the data directory.
+    ///
+    /// # Errors
+    /// If the program cannot be run, or fails.
+    pub fn server_program(&self, program: &str, args: &[&str]) -> Result<Output> {
+        let mut command = os::command(&self.bin.join(program), self.run_as);
+        command.current_dir(self.socket_dir()).args(args).arg("-D").arg(self.data_dir());
+        let output = run(command, "")?;
+        if output.success { Ok(output) } else { Err(Error::doing(program, output.stderr)) }
+    }
+
     /// Runs `pgbench` as the superuser with `args` on `database`.
     ///
     /// # Errors
@@ -415,15 +496,7 @@ impl Cluster {
     /// # Errors
     /// If the base backup fails or the standby does not start.
     pub fn standby(&self) -> Result<Self> {
-        let scratch = Scratch::new(&self.bin, self.run_as)?;
-        let mut command = os::command(&self.bin.join("pg_basebackup"), self.run_as);
-        command.current_dir("/").arg("-h").arg(self.socket_dir()).args(["-p", PORT, "-U", SUPERUSER]);
-        command.args(["-R", "-X", "stream", "-c", "fast", "-D"]).arg(scratch.path().join("data"));
-        let output = run(command, "")?;
-        if !output.success {
-            return Err(Error::doing("pg_basebackup", output.stderr));
-        }
-        let standby = Self::over(self.bin.clone(), self.run_as, scratch);
+        let standby = self.base_backup(&["-R"])?;
         standby.start()?;
         Ok(standby)
     }
@@ -479,7 +552,7 @@ fn kill_tree(child: &mut Child) -> Result<()> {
     Ok(())
 }
 
-fn run(mut command: Command, input: &str) -> Result<Output> {
+pub(crate) fn run(mut command: Command, input: &str) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut run = || -> std::io::Result<std::process::Output> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -510,12 +583,25 @@ fn pg_bin() -> Result<PathBuf> {
             "AGD_PG_BIN is not set: it names the bin directory of the PostgreSQL to test against (`make test` sets it)",
         )
     })?;
+    existing_bin("AGD_PG_BIN", &bin)
+}
+
+fn existing_bin(what: &str, bin: &Path) -> Result<PathBuf> {
     // An absolute path, because servers run in a directory of their own.
-    let bin = fs::canonicalize(&bin).map_err(|e| Error::doing(&format!("AGD_PG_BIN={}", bin.display()), e))?;
+    let bin = fs::canonicalize(bin).map_err(|e| Error::doing(&format!("{what}={}", bin.display()), e))?;
     match ["initdb", "postgres", "psql", "pg_ctl"].iter().find(|name| !bin.join(name).is_file()) {
-        Some(name) => Err(Error::new(format!("AGD_PG_BIN={} has no {name}", bin.display()))),
+        Some(name) => Err(Error::new(format!("{what}={} has no {name}", bin.display()))),
         None => Ok(bin),
     }
+}
+
+/// Makes a data directory. `options` are further ones of the `initdb` program.
+pub(crate) fn initdb(bin: &Path, run_as: Option<RunAs>, target: &Path, options: &[&str]) -> Result<()> {
+    let mut initdb = os::command(&bin.join("initdb"), run_as);
+    initdb.current_dir("/").args(["-N", "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C"]);
+    initdb.args(options).arg("-D").arg(target);
+    let output = run(initdb, "")?;
+    if output.success { Ok(()) } else { Err(Error::doing("initdb", output.stderr)) }
 }
 
 /// Copies the process's template data directory to `target`; the first call makes it with `initdb`.
@@ -524,13 +610,7 @@ fn copy_template(bin: &Path, run_as: Option<RunAs>, target: &Path) -> Result<()>
     let mut template = TEMPLATE.lock().unwrap_or_else(PoisonError::into_inner);
     if template.is_none() {
         let scratch = Scratch::new(bin, run_as)?;
-        let mut initdb = os::command(&bin.join("initdb"), run_as);
-        initdb.current_dir("/").args(["-N", "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C", "-D"]);
-        initdb.arg(scratch.path().join("data"));
-        let output = run(initdb, "")?;
-        if !output.success {
-            return Err(Error::doing("initdb", output.stderr));
-        }
+        initdb(bin, run_as, &scratch.path().join("data"), &[])?;
         *template = Some(scratch);
     }
     let Some(scratch) = template.as_ref() else {

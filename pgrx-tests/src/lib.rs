@@ -8,9 +8,11 @@
 //! which the extension is installed). PostgreSQL refuses to run as root, so a test that runs as root starts its servers as
 //! `postgres` if that user exists, else as `nobody`.
 
+mod backup;
 mod check;
 mod cluster;
 mod database;
+pub mod equivalence;
 mod error;
 mod os;
 pub mod record;

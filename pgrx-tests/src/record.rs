@@ -1,8 +1,10 @@
 //! What the log says was done to a table, and whether that is what was done.
 #![allow(clippy::panic)]
 
+use crate::eventually;
 use postgres::Client;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// One row of `agd.events` about a guarded table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,6 +121,17 @@ pub fn reconcile(client: &mut Client, table: &str, key_columns: &[&str]) -> Vec<
     let problems: Vec<(String, String)> = problems.iter().map(|row| (row.get(0), row.get(1))).collect();
     assert!(problems.is_empty(), "agd.verify_table('{table}') found {problems:#?}");
     events
+}
+
+/// The process id of the database's worker, waiting for one to run.
+#[track_caller]
+pub fn worker_pid(client: &mut Client) -> i32 {
+    let mut pid = None;
+    eventually("a worker runs", Duration::from_secs(30), || {
+        pid = client.query_one("SELECT worker_pid FROM agd.stat", &[]).ok().and_then(|row| row.get(0));
+        pid.is_some()
+    });
+    pid.unwrap_or_default()
 }
 
 /// Integrates and anchors everything that is committed, and returns how many anchors that wrote. In a transaction of its own:

@@ -170,8 +170,10 @@ fn drop_extension_while_the_worker_runs() {
     eventually("a worker runs", SOON, || worker_pid(&mut client).is_some());
     let pid = worker_pid(&mut client).unwrap();
     guard_and_write(&mut client);
-    // The guard's triggers depend on the extension: without CASCADE it stays.
-    expect_sqlstate(client.batch_execute("DROP EXTENSION agd"), "2BP01");
+    for sql in ["DROP EXTENSION agd", "DROP EXTENSION agd CASCADE"] {
+        let error = expect_sqlstate(client.batch_execute(sql), "AG002");
+        expect_hint(&error, "agd.unguard('public.t'");
+    }
     client.batch_execute("SELECT agd.unguard('t', 'the end of the test')").unwrap();
     client.batch_execute("DROP EXTENSION agd").unwrap();
     assert!(!schema_exists(&mut client));

@@ -1,16 +1,42 @@
-//! The baseline: what was in a table before it was guarded, one event per row, so that it can be reconciled with its log
-//! from the first day.
+//! The rows of a table, recorded without being written: the baseline, what was in a table before it was guarded, so that
+//! it can be reconciled with its log from the first day; and what leaves with a partition that is detached. One event per row.
 #![allow(unsafe_code)] // scans the table directly
 
 use crate::catalog::{Columns, Relation, Scratch, scan};
 use crate::error::{Error, Result};
-use crate::event::{self, Record};
+use crate::event::{self, Image, Record};
 use crate::guard::relation::{qualified_name, row_format};
 use crate::tenant;
 use pgrx::prelude::*;
 
 /// One BASELINE event per row that is there. The lock keeps writers out, so the newest snapshot sees all there is.
 pub fn record_baseline(name: &str, member: pg_sys::Oid, guard_id: [u8; 16], tenant_column: Option<&str>) -> Result<()> {
+    let check = |tenant: &str| tenant::check_baseline_row(tenant, name);
+    record_rows(name, member, guard_id, tenant_column, check, None)
+}
+
+/// One DELETE event per row that is there: it leaves the guarded table `root`, as `body` says. Whoever makes it leave must
+/// be allowed to write its tenant's rows.
+pub fn record_departure(
+    root: pg_sys::Oid,
+    member: pg_sys::Oid,
+    guard_id: [u8; 16],
+    tenant_column: Option<&str>,
+    body: &str,
+) -> Result<()> {
+    let name = qualified_name(root);
+    let check = |tenant: &str| tenant::check_row(tenant, root, &name);
+    record_rows(&name, member, guard_id, tenant_column, check, Some(body))
+}
+
+fn record_rows(
+    name: &str,
+    member: pg_sys::Oid,
+    guard_id: [u8; 16],
+    tenant_column: Option<&str>,
+    check_tenant: impl Fn(&str) -> Result<()>,
+    departure: Option<&str>,
+) -> Result<()> {
     let relation = Relation::open(member, pg_sys::AccessShareLock);
     // SAFETY: an open relation.
     if unsafe { (*(*relation.0).rd_rel).relkind } as u8 == b'p' {
@@ -35,22 +61,23 @@ pub fn record_baseline(name: &str, member: pg_sys::Oid, guard_id: [u8; 16], tena
                 })?),
             };
             if let Some(tenant) = &tenant {
-                tenant::check_baseline_row(tenant, name)?;
+                check_tenant(tenant)?;
             }
+            let image = Image::Row(&format, &columns);
             event::insert(&Record {
-                action: "BASELINE",
+                action: if departure.is_some() { "DELETE" } else { "BASELINE" },
                 tenant: tenant.as_deref(),
                 relation: Some(name),
                 guard_id: Some(guard_id),
-                row_key: Some(format.key(&columns)),
-                old: None,
-                new: Some(format.image(&columns)),
-                body: None,
+                row_key: Some(Image::Key(&format, &columns)),
+                old: departure.is_some().then_some(image),
+                new: departure.is_none().then_some(image),
+                body: departure,
             })
         })?;
         recorded += 1;
         if told.elapsed().as_secs() >= 5 {
-            notice!("agd.guard: {recorded} rows of {} recorded so far", qualified_name(member));
+            notice!("agd: {recorded} rows of {} recorded so far", qualified_name(member));
             told = std::time::Instant::now();
         }
         Ok(())

@@ -9,8 +9,12 @@ use crate::catalog::Relation;
 use crate::error::{self, Error, OrRaise, Result};
 use crate::event::{self, Record};
 use crate::guard::baseline::record_baseline;
-use crate::guard::examine::{check_tenant_column, examine, lock};
+use crate::guard::examine::{Table, check_tenant_column, examine, lock};
+use crate::guard::redact;
 use crate::guard::relation::{parse_uuid, primary_key, qualified_name};
+use crate::guard::touched::permitted;
+use crate::home;
+use crate::query::{self, At};
 use pgrx::prelude::*;
 use std::ffi::CString;
 
@@ -25,13 +29,6 @@ fn guard(
     baseline: Option<bool>,
 ) {
     let options = || -> Result<()> {
-        if redact.is_some_and(|columns| columns.iter().count() > 0) {
-            return Err(Error::Unsupported {
-                message: "redacting columns is not supported yet".into(),
-                hint: "Leave redact empty. Row images stay readable by the table's tenant and by superusers only."
-                    .into(),
-            });
-        }
         let tenant_column = tenant_column
             .map(|name| name.to_str().map(str::to_owned))
             .transpose()
@@ -46,6 +43,7 @@ fn guard(
         guard_table(
             relation,
             tenant_column.as_deref(),
+            redact,
             require_cause.unwrap_or(false),
             on_truncate,
             baseline.unwrap_or(true),
@@ -70,14 +68,17 @@ fn given(relation: Option<pg_sys::Oid>) -> Result<pg_sys::Oid> {
 fn guard_table(
     relation: Option<pg_sys::Oid>,
     tenant_column: Option<&str>,
+    redact: Option<pgrx::Array<'_, &std::ffi::CStr>>,
     require_cause: bool,
     on_truncate: &str,
     baseline: bool,
 ) -> Result<()> {
     error::forbid_read_only(c"agd.guard()");
+    home::ensure()?;
     let table = examine(given(relation)?)?;
-    primary_key(Relation::open(table.oid, pg_sys::AccessShareLock).0)?;
+    let key = primary_key(Relation::open(table.oid, pg_sys::AccessShareLock).0)?;
     let tenant_type = tenant_column.map(|column| check_tenant_column(table.oid, &table.name, column)).transpose()?;
+    let redact = redact::check(table.oid, &table.name, redact, tenant_column, &key)?;
     if on_truncate == "record" && (table.partitioned || tenant_column.is_some()) {
         return Err(Error::Unsupported {
             message: format!("TRUNCATE of {} cannot be recorded", table.name),
@@ -86,15 +87,18 @@ fn guard_table(
         });
     }
     let guard_id = Spi::get_one_with_args::<String>(
-        "INSERT INTO agd.guarded_table (guard_id, relation, tenant_column, require_cause, on_truncate)
-         VALUES (pg_catalog.gen_random_uuid(), $1::oid::regclass, $2, $3, $4) RETURNING guard_id::text",
-        &[table.oid.into(), tenant_column.into(), require_cause.into(), on_truncate.into()],
+        "INSERT INTO agd.guarded_table (guard_id, relation, tenant_column, require_cause, on_truncate, redact)
+         VALUES (pg_catalog.gen_random_uuid(), $1::oid::regclass, $2, $3, $4, $5) RETURNING guard_id::text",
+        &[table.oid.into(), tenant_column.into(), require_cause.into(), on_truncate.into(), redact.clone().into()],
     )?
     .ok_or_else(|| Error::Internal("agd: a guard got no id".into()))?;
+    if !redact.is_empty() {
+        redact::make_key(&guard_id)?;
+    }
 
     // Row triggers on the root are cloned to its partitions, present and future; statement triggers are not.
     let root = &table.name;
-    Spi::run(&format!(
+    run(&format!(
         "CREATE TRIGGER \"~agd_record\" BEFORE INSERT OR UPDATE OR DELETE ON {root}
            FOR EACH ROW EXECUTE FUNCTION agd.record_write('{guard_id}');
          CREATE TRIGGER \"~agd_confirm\" AFTER INSERT OR UPDATE OR DELETE ON {root}
@@ -105,19 +109,21 @@ fn guard_table(
     for &member in &table.tree {
         guard_member(member, &guard_id, tenant_column.zip(tenant_type.as_deref()), table.row_security)?;
     }
+    expect_intact(&table)?;
     let uuid = uuid_of(&guard_id)?;
     event::insert(&Record {
-        action: "GUARD",
-        tenant: None,
         relation: Some(&table.name),
         guard_id: Some(uuid),
-        row_key: None,
-        old: None,
-        new: None,
         body: Some(&format!(
-            "tenant_column={} require_cause={require_cause} on_truncate={on_truncate}",
-            tenant_column.unwrap_or("-")
+            "tenant_column={} require_cause={require_cause} on_truncate={on_truncate} redact={}",
+            tenant_column.unwrap_or("-"),
+            if redact.is_empty() {
+                "-".into()
+            } else {
+                redact.iter().map(|column| quoted(column)).collect::<Result<Vec<_>>>()?.join(",")
+            }
         )),
+        ..Record::of("GUARD")
     })?;
     if baseline {
         for &member in &table.tree {
@@ -125,6 +131,23 @@ fn guard_table(
         }
     }
     Ok(())
+}
+
+/// What [`examine`] saw may be as old as the transaction's snapshot (REPEATABLE READ); this looks at what is there now.
+fn expect_intact(table: &Table) -> Result<()> {
+    let query = format!("SELECT w.relation, w.problem FROM agd.guard_problems('{}'::oid) w", table.oid.to_u32());
+    match query::rows(At::Now, &query)?.into_iter().next().as_deref() {
+        Some([relation, problem]) => Err(Error::WrongState {
+            message: format!(
+                "{} cannot be guarded: {}: {}",
+                table.name,
+                relation.as_deref().unwrap_or_default(),
+                problem.as_deref().unwrap_or_default()
+            ),
+            hint: "The table was changed after this transaction began. Roll back and try again.".into(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// What is made for each table of the tree by itself: statement triggers and policies are not cloned to partitions.
@@ -135,7 +158,7 @@ pub fn guard_member(
     had_row_security: bool,
 ) -> Result<()> {
     let name = qualified_name(member);
-    Spi::run(&format!(
+    run(&format!(
         "CREATE TRIGGER \"~agd_truncate\" BEFORE TRUNCATE ON {name}
            FOR EACH STATEMENT EXECUTE FUNCTION agd.refuse_truncate('{guard_id}');
          ALTER TABLE {name} ENABLE ALWAYS TRIGGER \"~agd_truncate\""
@@ -146,24 +169,45 @@ pub fn guard_member(
     }
 }
 
+/// Takes away again what [`guard_member`] made.
+pub fn unguard_member(member: pg_sys::Oid, has_wall: bool) -> Result<()> {
+    let name = qualified_name(member);
+    run(&format!("DROP TRIGGER IF EXISTS \"~agd_truncate\" ON {name}"))?;
+    if has_wall {
+        // Without the restrictive policy the permissive base would open the table to all: it goes too, and row-level
+        // security stays on, so that access stays closed until somebody decides.
+        run(&format!("DROP POLICY IF EXISTS agd_tenant ON {name}; DROP POLICY IF EXISTS agd_base ON {name}"))?;
+    }
+    Ok(())
+}
+
+/// Statements of agd's own: they make and remove guards, so nobody judges them.
+fn run(statements: &str) -> Result<()> {
+    Ok(permitted(|| Spi::run(statements))?)
+}
+
 /// Row-level security on one table: the restrictive policy, and a permissive base where nothing was restricted before.
 fn build_wall(name: &str, column: &str, type_name: &str, had_row_security: bool) -> Result<()> {
-    // SAFETY: quote_identifier returns a C string that lives in the current memory context.
-    let column = unsafe {
-        let plain = CString::new(column).map_err(|_| Error::Internal("agd: a column name holds NUL".into()))?;
-        std::ffi::CStr::from_ptr(pg_sys::quote_identifier(plain.as_ptr())).to_string_lossy().into_owned()
-    };
+    let column = quoted(column)?;
     // The cast is on the scalar side, so that an index on the column serves the policy.
     let own = format!("{column} = (SELECT agd.current_tenant())::{type_name}");
-    Spi::run(&format!(
+    run(&format!(
         "CREATE POLICY agd_tenant ON {name} AS RESTRICTIVE FOR ALL USING ({own}) WITH CHECK ({own});
          ALTER TABLE {name} ENABLE ROW LEVEL SECURITY;
          ALTER TABLE {name} FORCE ROW LEVEL SECURITY"
     ))?;
     if !had_row_security {
-        Spi::run(&format!("CREATE POLICY agd_base ON {name} AS PERMISSIVE FOR ALL USING (true) WITH CHECK (true)"))?;
+        run(&format!("CREATE POLICY agd_base ON {name} AS PERMISSIVE FOR ALL USING (true) WITH CHECK (true)"))?;
     }
     Ok(())
+}
+
+/// An identifier as SQL needs it.
+fn quoted(name: &str) -> Result<String> {
+    let plain = CString::new(name).map_err(|_| Error::Internal("agd: a column name holds NUL".into()))?;
+    // SAFETY: quote_identifier returns a C string that lives in the current memory context, or its argument.
+    let quoted = unsafe { std::ffi::CStr::from_ptr(pg_sys::quote_identifier(plain.as_ptr())) };
+    Ok(quoted.to_string_lossy().into_owned())
 }
 
 /// The 16 bytes of a guard's id.
@@ -176,6 +220,7 @@ pub fn uuid_of(guard_id: &str) -> Result<[u8; 16]> {
 
 fn unguard_table(relation: Option<pg_sys::Oid>, reason: Option<&str>) -> Result<()> {
     error::forbid_read_only(c"agd.unguard()");
+    home::ensure()?;
     let oid = given(relation)?;
     let reason = reason.map(str::trim).filter(|reason| !reason.is_empty()).ok_or_else(|| Error::BadArgument {
         message: "a reason must be given".into(),
@@ -217,31 +262,14 @@ fn unguard_table(relation: Option<pg_sys::Oid>, reason: Option<&str>) -> Result<
             .map(|row| row.get::<pg_sys::Oid>(1).map(|oid| oid.unwrap_or(pg_sys::InvalidOid)))
             .collect::<std::result::Result<Vec<_>, _>>()
     })?;
-    Spi::run(&format!(
+    run(&format!(
         "DROP TRIGGER IF EXISTS \"~agd_record\" ON {name};
          DROP TRIGGER IF EXISTS \"~agd_confirm\" ON {name}"
     ))?;
     for member in members {
-        let member = qualified_name(member);
-        Spi::run(&format!("DROP TRIGGER IF EXISTS \"~agd_truncate\" ON {member}"))?;
-        if has_wall == Some(true) {
-            // Without the restrictive policy the permissive base would open the table to all: it goes too, and row-level
-            // security stays on, so that access stays closed until somebody decides.
-            Spi::run(&format!(
-                "DROP POLICY IF EXISTS agd_tenant ON {member}; DROP POLICY IF EXISTS agd_base ON {member}"
-            ))?;
-        }
+        unguard_member(member, has_wall == Some(true))?;
     }
     let uuid = CString::new(guard_id.as_str()).ok().and_then(|text| parse_uuid(&text));
-    event::insert(&Record {
-        action: "UNGUARD",
-        tenant: None,
-        relation: Some(&name),
-        guard_id: uuid,
-        row_key: None,
-        old: None,
-        new: None,
-        body: Some(reason),
-    })?;
+    event::insert(&Record { relation: Some(&name), guard_id: uuid, body: Some(reason), ..Record::of("UNGUARD") })?;
     Ok(())
 }

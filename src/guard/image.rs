@@ -6,10 +6,13 @@
 //! others. Never looks at more than one row.
 #![allow(unsafe_code)] // reads datums by their type's layout
 
-use crate::catalog::{Columns, varlena};
+use crate::catalog::{Columns, attribute, varlena};
+use crate::error::{Error, Result};
+use crate::event;
+use crate::guard::redact::Redaction;
+use crate::guard::{json, scalar};
 use pgrx::pg_sys;
 use siphasher::sip::SipHasher13;
-use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int};
 use std::hash::Hasher;
 
@@ -28,8 +31,11 @@ enum Format {
     Bytea,
     /// date, time, timetz, timestamp, timestamptz: ISO 8601, zoned ones in UTC.
     DateTime(pg_sys::Oid),
-    /// json, jsonb: a container as it is, a scalar as the string of its text (so that jsonb null is not SQL NULL).
-    Json,
+    /// json, jsonb: a container as it is, a scalar as the string of its text (so that jsonb null is not SQL NULL), and so
+    /// a container of type json that jsonb could not hold.
+    Json {
+        checked: bool,
+    },
     /// Any other type: its output function, which depends on no setting, or on settings that are pinned meanwhile.
     Output(Pinning),
 }
@@ -62,7 +68,13 @@ pub struct RowFormat {
     columns: Vec<Column>,
     /// Indexes into `columns`, in the primary key's order.
     key: Vec<usize>,
+    /// No column is generated: a small row is stored byte by byte as BEFORE sees it.
+    stored_as_given: bool,
+    redaction: Option<Redaction>,
 }
+
+/// Tuples up to this size are never compressed or stored out of line (TOAST_TUPLE_THRESHOLD is 2,032 with pages of 8 kB).
+const NEVER_TOASTED: usize = pg_sys::BLCKSZ as usize / 4 - 48;
 
 // Settings that PostgreSQL exports but whose headers pgrx does not read.
 unsafe extern "C" {
@@ -71,21 +83,24 @@ unsafe extern "C" {
 }
 
 impl RowFormat {
-    /// Prepares a row type. `key_attributes`: the primary key's attribute numbers, in its order.
-    pub fn new(descriptor: pg_sys::TupleDesc, key_attributes: &[i16]) -> Self {
+    /// Prepares a row type. `key_attributes`: the primary key's attribute numbers, in its order. 55000 when a column that
+    /// is to be redacted is not there, or is part of the key.
+    pub fn new(descriptor: pg_sys::TupleDesc, key_attributes: &[i16], redaction: Option<Redaction>) -> Result<Self> {
         let mut columns = Vec::new();
+        let mut stored_as_given = true;
         // SAFETY: the descriptor is alive (its relation is open) and has natts attributes.
         let count = unsafe { (*descriptor).natts as usize };
         for index in 0..count {
             // SAFETY: index < natts.
             let attribute = unsafe { &*attribute(descriptor, index) };
+            stored_as_given &= attribute.attgenerated == 0;
             if attribute.attisdropped || attribute.attgenerated != 0 {
                 continue;
             }
             // SAFETY: attname is a NUL-terminated name.
             let name = unsafe { CStr::from_ptr(attribute.attname.data.as_ptr()) }.to_string_lossy().into_owned();
             let mut label = Vec::with_capacity(name.len() + 3);
-            write_string(&mut label, name.as_bytes());
+            scalar::write_string(&mut label, name.as_bytes());
             label.push(b':');
             let mut output = pg_sys::FmgrInfo::default();
             // SAFETY: catalog look-up of the type's output function, kept for the life of this format.
@@ -109,26 +124,59 @@ impl RowFormat {
             .iter()
             .filter_map(|&number| columns.iter().position(|column| column.index + 1 == number as usize))
             .collect();
-        RowFormat { columns, key }
+        let format = RowFormat { columns, key, stored_as_given, redaction };
+        format.check_redaction()?;
+        Ok(format)
     }
 
-    /// The whole row as a json datum in the current memory context.
-    pub fn image(&self, row: &Columns) -> pg_sys::Datum {
-        self.write(row, self.columns.iter())
-    }
-
-    /// The primary key's columns as a json datum in the current memory context.
-    pub fn key(&self, row: &Columns) -> pg_sys::Datum {
-        self.write(row, self.key.iter().map(|&index| &self.columns[index]))
-    }
-
-    fn write<'a>(&'a self, row: &Columns, columns: impl Iterator<Item = &'a Column>) -> pg_sys::Datum {
-        thread_local! {
-            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Whoever renames a column must not thereby have it recorded in plain.
+    fn check_redaction(&self) -> Result<()> {
+        for name in self.redaction.iter().flat_map(Redaction::columns) {
+            let problem = match self.columns.iter().position(|column| column.name == *name) {
+                None => "is not there any more",
+                Some(index) if self.key.contains(&index) => "is part of the primary key now",
+                Some(_) => continue,
+            };
+            return Err(Error::WrongState {
+                message: format!("column \"{name}\", which must be recorded as a digest only, {problem}"),
+                hint: "Undo that, or agd.unguard() the table and guard it again with the columns as they are now."
+                    .into(),
+            });
         }
-        // Taken, not borrowed: an output function of some type may itself write guarded rows.
-        let mut out = BUFFER.take();
-        out.clear();
+        Ok(())
+    }
+
+    /// Appends the whole row as JSON.
+    pub fn write_image(&self, row: &Columns, out: &mut Vec<u8>) {
+        let Some(redaction) = &self.redaction else {
+            return self.write(out, row, self.columns.iter(), Column::write);
+        };
+        let mut key = Vec::new();
+        self.write_key(row, &mut key);
+        let mut plain = Vec::new();
+        self.write(out, row, self.columns.iter(), |column, out, begin, value| {
+            if !redaction.columns().contains(&column.name) {
+                return column.write(out, begin, value);
+            }
+            plain.clear();
+            column.write(&mut plain, 0, value);
+            redaction.write(out, &column.name, &key, &plain);
+        });
+    }
+
+    /// Appends the primary key's columns as JSON.
+    pub fn write_key(&self, row: &Columns, out: &mut Vec<u8>) {
+        self.write(out, row, self.key.iter().map(|&index| &self.columns[index]), Column::write);
+    }
+
+    fn write<'a>(
+        &'a self,
+        out: &mut Vec<u8>,
+        row: &Columns,
+        columns: impl Iterator<Item = &'a Column>,
+        mut write_value: impl FnMut(&Column, &mut Vec<u8>, usize, pg_sys::Datum),
+    ) {
+        let begin = out.len();
         out.push(b'{');
         for (position, column) in columns.enumerate() {
             if position > 0 {
@@ -136,16 +184,12 @@ impl RowFormat {
             }
             out.extend_from_slice(&column.label);
             match row.get(column.index) {
-                Some(value) => column.write(&mut out, value),
+                Some(value) => write_value(column, out, begin, value),
                 None => out.extend_from_slice(b"null"),
             }
         }
         out.push(b'}');
-        let image = crate::catalog::to_varlena(&out);
-        if out.capacity() <= 1 << 20 {
-            BUFFER.set(out);
-        }
-        image
+        event::check_image_size(out.len() - begin);
     }
 
     /// A column's value as text, None for SQL NULL or an unknown column.
@@ -153,14 +197,33 @@ impl RowFormat {
         let column = self.columns.iter().find(|column| column.name == name)?;
         let value = row.get(column.index)?;
         let mut out = Vec::new();
-        column.write(&mut out, value);
+        column.write(&mut out, 0, value);
         let text = String::from_utf8_lossy(&out).into_owned();
         Some(text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).map(str::to_owned).unwrap_or(text))
     }
 
+    /// A keyed hash over a tuple as it lies there, where that is also how it is stored: nothing of it is computed later
+    /// (generated columns), compressed or stored out of line. None: [`RowFormat::fingerprint`] must do. The key is this
+    /// process's own, so nobody can craft two rows with one fingerprint.
+    pub fn quick_fingerprint(&self, tuple: pg_sys::HeapTuple) -> Option<u64> {
+        // SAFETY: a trigger's tuple is valid for the call; its header is followed by null bits and columns up to t_len.
+        let bytes = unsafe {
+            let (header, length) = ((*tuple).t_data, (*tuple).t_len as usize);
+            let out_of_line = (*header).t_infomask as u32 & pg_sys::HEAP_HASEXTERNAL != 0;
+            if !self.stored_as_given || out_of_line || length > NEVER_TOASTED {
+                return None;
+            }
+            let begin = std::mem::offset_of!(pg_sys::HeapTupleHeaderData, t_bits);
+            std::slice::from_raw_parts(header.cast::<u8>().add(begin), length - begin)
+        };
+        let (k0, k1) = fingerprint_key();
+        let mut hash = SipHasher13::new_with_keys(k0, !k1); // not the other fingerprint's
+        hash.write(bytes);
+        Some(hash.finish())
+    }
+
     /// A keyed hash over every column that is written: equal for the row that BEFORE saw and the row that was stored,
-    /// whatever compression and out-of-line storage did in between. The key is this process's own, so nobody can craft
-    /// two rows with one fingerprint.
+    /// whatever compression and out-of-line storage did in between.
     pub fn fingerprint(&self, row: &Columns) -> u64 {
         let (k0, k1) = fingerprint_key();
         let mut hash = SipHasher13::new_with_keys(k0, k1);
@@ -189,21 +252,6 @@ impl RowFormat {
             }
         }
         hash.finish()
-    }
-}
-
-/// One attribute of a row type.
-unsafe fn attribute(descriptor: pg_sys::TupleDesc, index: usize) -> *const pg_sys::FormData_pg_attribute {
-    // SAFETY: the caller keeps index below natts.
-    unsafe {
-        #[cfg(feature = "pg18")]
-        {
-            pg_sys::TupleDescAttr(descriptor, index as i32)
-        }
-        #[cfg(not(feature = "pg18"))]
-        {
-            (*descriptor).attrs.as_ptr().add(index)
-        }
     }
 }
 
@@ -248,7 +296,8 @@ fn format_of(type_oid: pg_sys::Oid) -> Format {
         pg_sys::DATEOID | pg_sys::TIMEOID | pg_sys::TIMETZOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => {
             Format::DateTime(base)
         }
-        pg_sys::JSONOID | pg_sys::JSONBOID => Format::Json,
+        pg_sys::JSONOID => Format::Json { checked: true },
+        pg_sys::JSONBOID => Format::Json { checked: false },
         other => Format::Output(pinning_of(other)),
     }
 }
@@ -318,12 +367,13 @@ fn pinning_of(type_oid: pg_sys::Oid) -> Pinning {
 }
 
 impl Column {
-    fn write(&self, out: &mut Vec<u8>, value: pg_sys::Datum) {
+    /// Appends the value; the image it belongs to begins at `begin`.
+    fn write(&self, out: &mut Vec<u8>, begin: usize, value: pg_sys::Datum) {
         match &self.format {
             Format::Bool => out.extend_from_slice(if value.value() & 0xff != 0 { b"true" } else { b"false" }),
-            Format::Int2 => write_integer(out, i64::from(value.value() as i16)),
-            Format::Int4 => write_integer(out, i64::from(value.value() as i32)),
-            Format::Int8 => write_integer(out, value.value() as i64),
+            Format::Int2 => scalar::write_integer(out, i64::from(value.value() as i16)),
+            Format::Int4 => scalar::write_integer(out, i64::from(value.value() as i32)),
+            Format::Int8 => scalar::write_integer(out, value.value() as i64),
             Format::Float4 => {
                 let number = f32::from_bits(value.value() as u32);
                 if number.is_finite() {
@@ -340,36 +390,43 @@ impl Column {
                     write_special_float(out, number);
                 }
             }
-            Format::Numeric => self.with_output(value, Pinning::Nothing, |text| {
-                if text.last().is_some_and(u8::is_ascii_digit) {
-                    out.extend_from_slice(text);
-                } else {
-                    write_string(out, text); // NaN, Infinity, -Infinity
+            Format::Numeric => {
+                // SAFETY: numeric is a varlena.
+                if !scalar::write_numeric(out, unsafe { varlena(value) }) {
+                    self.with_output(value, Pinning::Nothing, |text| write_text(out, begin, text)); // NaN, Infinity
                 }
-            }),
+            }
             // SAFETY: text, varchar and bpchar are varlenas of database-encoded text (UTF-8, checked at install).
-            Format::Text => write_string(out, unsafe { varlena(value) }),
+            Format::Text => write_text(out, begin, unsafe { varlena(value) }),
             Format::Uuid => {
                 // SAFETY: a uuid is 16 bytes by reference.
                 let bytes = unsafe { std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), 16) };
-                out.push(b'"');
-                for (index, byte) in bytes.iter().enumerate() {
-                    if matches!(index, 4 | 6 | 8 | 10) {
-                        out.push(b'-');
-                    }
-                    write_hex(out, *byte);
-                }
-                out.push(b'"');
+                scalar::write_uuid(out, bytes);
             }
             Format::Bytea => {
-                out.extend_from_slice(b"\"\\\\x");
                 // SAFETY: bytea is a varlena.
-                for byte in unsafe { varlena(value) } {
-                    write_hex(out, *byte);
-                }
+                let bytes = unsafe { varlena(value) };
+                make_room(out, begin, 2 * bytes.len());
+                out.extend_from_slice(b"\"\\\\x");
+                scalar::write_hex(out, bytes);
                 out.push(b'"');
             }
             Format::DateTime(type_oid) => {
+                out.push(b'"');
+                let quick = match *type_oid {
+                    pg_sys::DATEOID => scalar::write_date(out, i64::from(value.value() as i32)),
+                    pg_sys::TIMESTAMPOID => scalar::write_timestamp(out, value.value() as i64),
+                    pg_sys::TIMESTAMPTZOID if scalar::write_timestamp(out, value.value() as i64) => {
+                        out.extend_from_slice(b"+00:00");
+                        true
+                    }
+                    _ => false,
+                };
+                if quick {
+                    out.push(b'"');
+                    return;
+                }
+                out.pop();
                 let mut buffer = [0 as c_char; 128 + 1]; // MAXDATELEN + 1
                 let utc: c_int = 0;
                 // SAFETY: the buffer has the size that JsonEncodeDateTime asks for; it ends the text with NUL.
@@ -377,16 +434,18 @@ impl Column {
                     pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), value, *type_oid, &utc);
                     CStr::from_ptr(buffer.as_ptr())
                 };
-                write_string(out, text.to_bytes());
+                scalar::write_string(out, text.to_bytes());
             }
-            Format::Json => self.with_output(value, Pinning::Nothing, |text| {
-                if matches!(text.trim_ascii_start().first(), Some(b'{' | b'[')) {
+            Format::Json { checked } => self.with_output(value, Pinning::Nothing, |text| {
+                let is_container = matches!(text.trim_ascii_start().first(), Some(b'{' | b'['));
+                if is_container && (!checked || json::fits_jsonb(text)) {
+                    make_room(out, begin, text.len());
                     out.extend_from_slice(text);
                 } else {
-                    write_string(out, text);
+                    write_text(out, begin, text);
                 }
             }),
-            Format::Output(pinning) => self.with_output(value, *pinning, |text| write_string(out, text)),
+            Format::Output(pinning) => self.with_output(value, *pinning, |text| write_text(out, begin, text)),
         }
     }
 
@@ -491,24 +550,6 @@ impl Drop for Settings {
     }
 }
 
-fn write_integer(out: &mut Vec<u8>, number: i64) {
-    let mut digits = [0u8; 20];
-    let mut at = digits.len();
-    let mut rest = number.unsigned_abs();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    if number < 0 {
-        out.push(b'-');
-    }
-    out.extend_from_slice(&digits[at..]);
-}
-
 fn write_special_float(out: &mut Vec<u8>, number: f64) {
     out.extend_from_slice(if number.is_nan() {
         b"\"NaN\"".as_slice()
@@ -519,37 +560,24 @@ fn write_special_float(out: &mut Vec<u8>, number: f64) {
     });
 }
 
-fn write_hex(out: &mut Vec<u8>, byte: u8) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    out.push(DIGITS[usize::from(byte >> 4)]);
-    out.push(DIGITS[usize::from(byte & 15)]);
+/// Values from this size on are measured before they are written.
+const LARGE: usize = 1 << 16;
+
+/// Room for a large value, had in one piece or not at all: a vector that cannot grow would end the whole server, and an
+/// image that cannot be recorded need not be made. The image begins at `begin`.
+fn make_room(out: &mut Vec<u8>, begin: usize, bytes: usize) {
+    if bytes < LARGE {
+        return;
+    }
+    event::check_image_size((out.len() - begin).saturating_add(bytes));
+    if out.try_reserve(bytes + LARGE).is_err() {
+        Error::OutOfMemory(format!("agd: no memory for a row image of {bytes} bytes")).raise();
+    }
 }
 
-/// A JSON string: what must be escaped is, everything else stands as it is.
-pub fn write_string(out: &mut Vec<u8>, text: &[u8]) {
-    out.push(b'"');
-    let mut clean = 0;
-    for (index, &byte) in text.iter().enumerate() {
-        let short = match byte {
-            b'"' => b'"',
-            b'\\' => b'\\',
-            0x08 => b'b',
-            0x0c => b'f',
-            b'\n' => b'n',
-            b'\r' => b'r',
-            b'\t' => b't',
-            0..=0x1f => b'u',
-            _ => continue,
-        };
-        out.extend_from_slice(&text[clean..index]);
-        out.push(b'\\');
-        out.push(short);
-        if short == b'u' {
-            out.extend_from_slice(b"00");
-            write_hex(out, byte);
-        }
-        clean = index + 1;
+fn write_text(out: &mut Vec<u8>, begin: usize, text: &[u8]) {
+    if text.len() >= LARGE {
+        make_room(out, begin, scalar::escaped_size(text));
     }
-    out.extend_from_slice(&text[clean..]);
-    out.push(b'"');
+    scalar::write_string(out, text);
 }

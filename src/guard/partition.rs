@@ -9,7 +9,12 @@ use crate::guard::baseline::record_baseline;
 use crate::guard::define::{guard_member, uuid_of};
 use crate::guard::examine::{check_storage, check_tenant_column};
 use crate::guard::relation::qualified_name;
+use crate::guard::{place, touched};
+use crate::home;
+use crate::query::{self, At};
 use pgrx::prelude::*;
+use std::collections::HashSet;
+use std::ffi::CStr;
 
 /// A partition was made or attached: is this such a statement?
 ///
@@ -20,7 +25,11 @@ pub unsafe fn adds_a_partition(node: *mut pg_sys::Node) -> bool {
     unsafe {
         match (*node).type_ {
             pg_sys::NodeTag::T_CreateStmt => !(*node.cast::<pg_sys::CreateStmt>()).partbound.is_null(),
-            pg_sys::NodeTag::T_AlterTableStmt => {
+            // ALTER INDEX … ATTACH PARTITION is of the same kind, and adds none: a restore does it while guards are
+            // only half there.
+            pg_sys::NodeTag::T_AlterTableStmt
+                if (*node.cast::<pg_sys::AlterTableStmt>()).objtype == pg_sys::ObjectType::OBJECT_TABLE =>
+            {
                 let commands =
                     pgrx::PgList::<pg_sys::AlterTableCmd>::from_pg((*node.cast::<pg_sys::AlterTableStmt>()).cmds);
                 commands.iter_ptr().any(|command| (*command).subtype == pg_sys::AlterTableType::AT_AttachPartition)
@@ -32,22 +41,26 @@ pub unsafe fn adds_a_partition(node: *mut pg_sys::Node) -> bool {
 
 /// Calls `agd.complete_partitions()`, which runs as agd's owner whoever made the partition.
 pub fn after_partition_added() -> Result<()> {
-    // SAFETY: catalog look-ups; the function takes no argument and returns void. The function manager switches user and
-    // search_path as its definition says.
+    if place::extension() != pg_sys::InvalidOid {
+        // The new partition must be visible to it.
+        // SAFETY: inside a transaction.
+        unsafe { pg_sys::CommandCounterIncrement() };
+        call_as_owner(c"complete_partitions");
+    }
+    Ok(())
+}
+
+/// Calls a function of agd's without arguments that returns void, as agd's owner whoever the present user is.
+pub fn call_as_owner(function: &CStr) {
+    // SAFETY: catalog look-ups; the function manager switches user and search_path as the function's definition says.
     unsafe {
-        if pg_sys::get_extension_oid(c"agd".as_ptr(), true) == pg_sys::InvalidOid {
-            return Ok(());
-        }
         let mut name = pgrx::PgList::<pg_sys::Node>::new();
-        for part in [c"agd", c"complete_partitions"] {
+        for part in [c"agd", function] {
             name.push(pg_sys::makeString(pg_sys::pstrdup(part.as_ptr())).cast());
         }
         let function = pg_sys::LookupFuncName(name.into_pg(), 0, std::ptr::null(), false);
-        // The new partition must be visible to it.
-        pg_sys::CommandCounterIncrement();
         pg_sys::OidFunctionCall0Coll(function, pg_sys::InvalidOid);
     }
-    Ok(())
 }
 
 /// `agd.complete_partitions()`: gives new partitions of guarded tables what is not cloned from the root (the TRUNCATE
@@ -57,51 +70,63 @@ fn complete_partitions() {
     complete().or_raise();
 }
 
-fn complete() -> Result<()> {
-    let incomplete = Spi::connect(|client| {
-        client
-            .select(
-                // Catalog rows alone: pg_partition_tree would wait for locks on guarded tables that this has nothing to
-                // do with.
-                "WITH RECURSIVE tree (guard_id, oid, level) AS (
-                   SELECT g.guard_id, g.relation::oid, 0
-                     FROM agd.guarded_table g JOIN pg_catalog.pg_class r ON r.oid = g.relation AND r.relkind = 'p'
-                   UNION ALL
-                   SELECT t.guard_id, i.inhrelid, t.level + 1
-                     FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
-                 )
-                 SELECT g.guard_id::text, g.relation::oid, g.tenant_column, c.oid, c.relrowsecurity,
-                        c.relpersistence::text, c.relkind = 'p' OR a.amname = 'heap'
-                   FROM tree t
-                        JOIN agd.guarded_table g ON g.guard_id = t.guard_id
-                        JOIN pg_catalog.pg_class c ON c.oid = t.oid
-                        LEFT JOIN pg_catalog.pg_am a ON a.oid = c.relam
-                  WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger tg
-                                     WHERE tg.tgrelid = c.oid AND tg.tgname = '~agd_truncate')
-                  ORDER BY t.level, c.oid",
-                None,
-                &[],
-            )?
-            .map(|row| {
-                Ok::<_, pgrx::spi::Error>((
-                    row.get::<String>(1)?.unwrap_or_default(),
-                    row.get::<pg_sys::Oid>(2)?.unwrap_or(pg_sys::InvalidOid),
-                    row.get::<String>(3)?,
-                    row.get::<pg_sys::Oid>(4)?.unwrap_or(pg_sys::InvalidOid),
-                    row.get::<bool>(5)?.unwrap_or_default(),
-                    row.get::<String>(6)?.unwrap_or_default(),
-                    row.get::<bool>(7)?.unwrap_or_default(),
-                ))
-            })
-            .collect::<std::result::Result<Vec<_>, _>>()
-    })?;
-    for (guard_id, root, tenant_column, member, row_security, persistence, is_heap) in incomplete {
+/// The same, for who is agd's owner already.
+pub fn complete() -> Result<()> {
+    // Catalog rows alone: pg_partition_tree would wait for locks on guarded tables that this has nothing to do with.
+    const TREE: &str = "WITH RECURSIVE tree (guard_id, oid, level) AS (
+           SELECT g.guard_id, g.relation::oid, 0
+             FROM agd.guarded_table g JOIN pg_catalog.pg_class r ON r.oid = g.relation AND r.relkind = 'p'
+           UNION ALL
+           SELECT t.guard_id, i.inhrelid, t.level + 1
+             FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid
+         )";
+    let incomplete = query::rows(
+        At::Now,
+        &format!(
+            "{TREE}
+             SELECT g.guard_id, g.relation::oid, g.tenant_column, c.oid, c.relrowsecurity, c.relpersistence,
+                    c.relkind = 'p' OR COALESCE(a.amname = 'heap', false)
+               FROM tree t
+                    JOIN agd.guarded_table g ON g.guard_id = t.guard_id
+                    JOIN pg_catalog.pg_class c ON c.oid = t.oid
+                    LEFT JOIN pg_catalog.pg_am a ON a.oid = c.relam
+              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger tg
+                                 WHERE tg.tgrelid = c.oid AND tg.tgname = '~agd_truncate')
+              ORDER BY t.level, c.oid"
+        ),
+    )?;
+    if incomplete.is_empty() {
+        return Ok(());
+    }
+    home::check()?;
+    // One that was in the tree before this statement is not new: somebody took its trigger away. To record its rows again
+    // would paint over what was done to them meanwhile.
+    let known: HashSet<pg_sys::Oid> = match touched::before_running() {
+        Some(before) => {
+            query::oids(&query::rows(before, &format!("{TREE} SELECT oid FROM tree"))?, 0).into_iter().collect()
+        }
+        None => HashSet::new(),
+    };
+    let (roots, members) = (query::oids(&incomplete, 1), query::oids(&incomplete, 3));
+    for ((row, root), member) in incomplete.iter().zip(roots).zip(members) {
+        let text = |column: usize| row.get(column).and_then(Option::as_deref);
         let root_name = qualified_name(root);
-        check_storage(&qualified_name(member), &persistence, is_heap)?;
-        let tenant_type =
-            tenant_column.as_deref().map(|column| check_tenant_column(root, &root_name, column)).transpose()?;
-        guard_member(member, &guard_id, tenant_column.as_deref().zip(tenant_type.as_deref()), row_security)?;
-        record_baseline(&root_name, member, uuid_of(&guard_id)?, tenant_column.as_deref())?;
+        if known.contains(&member) {
+            let name = qualified_name(member);
+            pgrx::ereport!(
+                pgrx::PgLogLevel::WARNING,
+                pgrx::PgSqlErrorCode::ERRCODE_WARNING,
+                format!("{name}, a partition of the guarded table {root_name}, has lost the trigger \"~agd_truncate\""),
+                "Somebody went past agd: SELECT * FROM agd.coverage() shows what else, agd.verify_table() what was done."
+            );
+            continue;
+        }
+        let tenant_column = text(2);
+        check_storage(&qualified_name(member), text(5).unwrap_or_default(), text(6) == Some("t"))?;
+        let tenant_type = tenant_column.map(|column| check_tenant_column(root, &root_name, column)).transpose()?;
+        let guard_id = text(0).unwrap_or_default();
+        guard_member(member, guard_id, tenant_column.zip(tenant_type.as_deref()), text(4) == Some("t"))?;
+        record_baseline(&root_name, member, uuid_of(guard_id)?, tenant_column)?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Rows that are there now, as the gate would record them: what `agd.verify_table()` compares with the record.
 #![allow(unsafe_code)] // takes a composite value apart
 
-use crate::catalog::{Columns, Relation};
+use crate::catalog::{Columns, Relation, to_varlena};
 use crate::error::{Error, Result};
 use crate::fmgr::c_function;
 use crate::guard::image::RowFormat;
@@ -12,16 +12,16 @@ use std::cell::RefCell;
 // Both are declared with one argument of type record, STRICT.
 c_function!(agd_row_image, pg_finfo_agd_row_image, |call: pg_sys::FunctionCallInfo| with_row(
     (*call).args.as_slice(1)[0].value,
-    RowFormat::image
+    RowFormat::write_image
 ));
 c_function!(agd_row_key, pg_finfo_agd_row_key, |call: pg_sys::FunctionCallInfo| with_row(
     (*call).args.as_slice(1)[0].value,
-    RowFormat::key
+    RowFormat::write_key
 ));
 
 /// # Safety
 /// `row` is a composite datum.
-unsafe fn with_row(row: pg_sys::Datum, part: impl Fn(&RowFormat, &Columns) -> pg_sys::Datum) -> Result<pg_sys::Datum> {
+unsafe fn with_row(row: pg_sys::Datum, part: impl Fn(&RowFormat, &Columns, &mut Vec<u8>)) -> Result<pg_sys::Datum> {
     thread_local! {
         static COLUMNS: RefCell<Columns> = RefCell::new(Columns::default());
     }
@@ -42,8 +42,9 @@ unsafe fn with_row(row: pg_sys::Datum, part: impl Fn(&RowFormat, &Columns) -> pg
             pg_sys::HeapTupleData { t_len: pgrx::varsize(header.cast()) as u32, t_data: header, ..Default::default() };
         let mut columns = COLUMNS.take();
         columns.deform(&mut tuple, relation.descriptor());
-        let json = part(&format, &columns);
+        let mut json = Vec::new();
+        part(&format, &columns, &mut json);
         COLUMNS.set(columns);
-        Ok(json)
+        Ok(to_varlena(&json))
     }
 }

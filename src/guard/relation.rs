@@ -7,8 +7,9 @@
 use crate::catalog::{Columns, Relation, catalog, scan, scan_key, text};
 use crate::error::{Error, Result};
 use crate::guard::image::RowFormat;
+use crate::guard::redact::Redaction;
 use pgrx::{pg_guard, pg_sys};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::rc::Rc;
@@ -27,6 +28,8 @@ pub struct Guarded {
     pub require_cause: bool,
     /// TRUNCATE is recorded instead of refused.
     pub record_truncate: bool,
+    /// One of agd's own tables.
+    pub own: bool,
     /// How this relation's rows are written.
     pub format: Rc<RowFormat>,
 }
@@ -34,6 +37,10 @@ pub struct Guarded {
 thread_local! {
     static CACHE: RefCell<HashMap<u32, Rc<Guarded>>> = RefCell::new(HashMap::new());
     static FORMATS: RefCell<HashMap<u32, Rc<RowFormat>>> = RefCell::new(HashMap::new());
+    /// Grows with every invalidation: what was read meanwhile is not kept.
+    static GENERATION: Cell<u64> = const { Cell::new(0) };
+    /// The one asked for last: a statement writes many rows of one table.
+    static LAST: RefCell<Option<(u32, Rc<Guarded>)>> = const { RefCell::new(None) };
 }
 
 /// Registers the invalidation of names. Called once from `_PG_init`.
@@ -50,6 +57,8 @@ pub fn init() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn schema_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
+    GENERATION.set(GENERATION.get().wrapping_add(1));
+    LAST.set(None);
     CACHE.with_borrow_mut(HashMap::clear);
 }
 
@@ -60,13 +69,20 @@ pub fn row_format(relation: pg_sys::Relation) -> Result<Rc<RowFormat>> {
     if let Some(found) = FORMATS.with_borrow(|formats| formats.get(&oid).cloned()) {
         return Ok(found);
     }
-    let format = Rc::new(RowFormat::new(descriptor, &primary_key(relation)?));
-    FORMATS.with_borrow_mut(|formats| formats.insert(oid, Rc::clone(&format)));
+    let generation = GENERATION.get();
+    // SAFETY: an open relation has an oid.
+    let root = unsafe { partition_root((*relation).rd_id) };
+    let format = Rc::new(RowFormat::new(descriptor, &primary_key(relation)?, Redaction::of(root)?)?);
+    if GENERATION.get() == generation {
+        FORMATS.with_borrow_mut(|formats| formats.insert(oid, Rc::clone(&format)));
+    }
     Ok(format)
 }
 
 /// Forgets a relation and everything that hangs on it; InvalidOid: all.
 pub fn forget(relation: pg_sys::Oid) {
+    GENERATION.set(GENERATION.get().wrapping_add(1));
+    LAST.set(None);
     FORMATS.with_borrow_mut(|formats| {
         if relation == pg_sys::InvalidOid {
             formats.clear();
@@ -87,11 +103,30 @@ pub fn forget(relation: pg_sys::Oid) {
 pub fn guarded(relation: pg_sys::Relation, guard_id: &CStr) -> Result<Rc<Guarded>> {
     // SAFETY: an open relation.
     let oid = unsafe { (*relation).rd_id };
+    let last = LAST.with_borrow(|last| match last {
+        Some((last, guard)) if *last == oid.to_u32() => Some(Rc::clone(guard)),
+        _ => None,
+    });
+    if let Some(guard) = last {
+        return Ok(guard);
+    }
+    let generation = GENERATION.get();
+    let guard = remembered(relation, oid, guard_id)?;
+    if GENERATION.get() == generation {
+        LAST.set(Some((oid.to_u32(), Rc::clone(&guard))));
+    }
+    Ok(guard)
+}
+
+fn remembered(relation: pg_sys::Relation, oid: pg_sys::Oid, guard_id: &CStr) -> Result<Rc<Guarded>> {
     if let Some(found) = CACHE.with_borrow(|cache| cache.get(&oid.to_u32()).cloned()) {
         return Ok(found);
     }
+    let generation = GENERATION.get();
     let loaded = Rc::new(load(relation, guard_id)?);
-    CACHE.with_borrow_mut(|cache| cache.insert(oid.to_u32(), Rc::clone(&loaded)));
+    if GENERATION.get() == generation {
+        CACHE.with_borrow_mut(|cache| cache.insert(oid.to_u32(), Rc::clone(&loaded)));
+    }
     Ok(loaded)
 }
 
@@ -99,6 +134,22 @@ fn load(relation: pg_sys::Relation, guard_id: &CStr) -> Result<Guarded> {
     let guard_id =
         parse_uuid(guard_id).ok_or_else(|| Error::Internal("agd: a guard's trigger has no guard id".into()))?;
     let catalog = catalog()?;
+    // SAFETY: an open relation has an oid.
+    let oid = unsafe { (*relation).rd_id };
+    if catalog.has_own_guard(oid) {
+        let (tenant_column, require_cause, record_truncate) = (None, false, false);
+        let (name, format) = (qualified_name(oid), row_format(relation)?);
+        return Ok(Guarded {
+            guard_id,
+            root: oid,
+            name,
+            tenant_column,
+            require_cause,
+            record_truncate,
+            own: true,
+            format,
+        });
+    }
     let table = Relation::open(catalog.guarded_table, pg_sys::AccessShareLock);
     let mut keys =
         [scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_UUID_EQ, pg_sys::Datum::from(guard_id.as_ptr()))];
@@ -116,8 +167,8 @@ fn load(relation: pg_sys::Relation, guard_id: &CStr) -> Result<Guarded> {
         }
         Ok(())
     })?;
-    // SAFETY: an open relation has an oid.
-    let partition_root = unsafe { partition_root((*relation).rd_id) };
+    // SAFETY: catalog look-ups by oid.
+    let partition_root = unsafe { partition_root(oid) };
     let Some((root, tenant_column, require_cause, record_truncate)) =
         found.filter(|(root, ..)| *root == partition_root)
     else {
@@ -127,7 +178,8 @@ fn load(relation: pg_sys::Relation, guard_id: &CStr) -> Result<Guarded> {
         });
     };
     let format = row_format(relation)?;
-    Ok(Guarded { guard_id, root, name: qualified_name(root), tenant_column, require_cause, record_truncate, format })
+    let name = qualified_name(root);
+    Ok(Guarded { guard_id, root, name, tenant_column, require_cause, record_truncate, own: false, format })
 }
 
 /// The top of a partition's tree; a table that is no partition is its own.
@@ -180,8 +232,30 @@ pub fn qualified_name(oid: pg_sys::Oid) -> String {
         if name.is_null() || schema.is_null() {
             return format!("(dropped table {})", oid.to_u32());
         }
+        let _plain = PlainQuoting::pin();
         let quoted = pg_sys::quote_qualified_identifier(schema, name);
         CStr::from_ptr(quoted).to_string_lossy().into_owned()
+    }
+}
+
+/// The setting quote_all_identifiers, set aside while this lives: what is recorded must not depend on the session.
+struct PlainQuoting(bool);
+
+impl PlainQuoting {
+    fn pin() -> Self {
+        // SAFETY: the global behind the setting; put back on drop, on errors too.
+        unsafe {
+            let kept = PlainQuoting(pg_sys::quote_all_identifiers);
+            pg_sys::quote_all_identifiers = false;
+            kept
+        }
+    }
+}
+
+impl Drop for PlainQuoting {
+    fn drop(&mut self) {
+        // SAFETY: see pin().
+        unsafe { pg_sys::quote_all_identifiers = self.0 };
     }
 }
 

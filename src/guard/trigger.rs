@@ -5,13 +5,14 @@
 //! row.
 #![allow(unsafe_code)] // trigger calls arrive as raw fmgr calls
 
-use crate::catalog::Columns;
+use crate::catalog::{Columns, catalog};
+use crate::denied::Attempt;
 use crate::error::{Error, Result};
-use crate::event::{self, Record};
+use crate::event::{self, Image, Record};
 use crate::fmgr::c_function;
-use crate::guard::relation::{Guarded, guarded};
+use crate::guard::relation::{Guarded, guarded, qualified_name};
 use crate::log::storage;
-use crate::{tenant, transaction};
+use crate::{ceiling, denied, home, replication, tenant, transaction};
 use agd_core::intent::Operation;
 use pgrx::pg_sys;
 use std::cell::RefCell;
@@ -22,6 +23,7 @@ c_function!(agd_record_write, pg_finfo_agd_record_write, |call| fire(call, recor
 c_function!(agd_confirm_write, pg_finfo_agd_confirm_write, |call| fire(call, confirm_write));
 c_function!(agd_truncate, pg_finfo_agd_truncate, |call| fire(call, truncate));
 c_function!(agd_refuse_write, pg_finfo_agd_refuse_write, |call| fire(call, refuse_write));
+c_function!(agd_refuse_replicated, pg_finfo_agd_refuse_replicated, |call| fire(call, refuse_replicated));
 
 /// # Safety
 /// `call` comes from the function manager.
@@ -30,7 +32,10 @@ unsafe fn fire(
     body: impl FnOnce(&Call) -> Result<pg_sys::HeapTuple>,
 ) -> Result<pg_sys::Datum> {
     // SAFETY: passed on to the caller.
-    body(&unsafe { Call::from(call) }?).map(pg_sys::Datum::from)
+    let call = unsafe { Call::from(call) }?;
+    body(&call).map(pg_sys::Datum::from).inspect_err(|_| {
+        denied::attempted(call.attempt());
+    })
 }
 
 /// One firing of a trigger.
@@ -81,6 +86,24 @@ impl Call {
         }
     }
 
+    /// What this firing is about, for the log of refused attempts.
+    fn attempt(&self) -> Attempt {
+        let action = match self.operation() {
+            Some(Operation::Insert) => "INSERT",
+            Some(Operation::Update) => "UPDATE",
+            Some(Operation::Delete) => "DELETE",
+            None => "TRUNCATE",
+        };
+        // A trigger made by hand may name any guard: only one that serves this table counts.
+        let guard = self.guard().ok();
+        Attempt {
+            action: Some(action.into()),
+            relation: Some(guard.as_ref().map_or_else(|| qualified_name(self.oid()), |guard| guard.name.clone())),
+            guard_id: guard.map(|guard| guard.guard_id),
+            tenant: None,
+        }
+    }
+
     /// The row of INSERT and DELETE, the old row of UPDATE.
     fn row(&self) -> pg_sys::HeapTuple {
         // SAFETY: as above.
@@ -93,6 +116,24 @@ impl Call {
             // SAFETY: as above; UPDATE has a new tuple.
             Operation::Update => unsafe { (*self.data).tg_newtuple },
             _ => self.row(),
+        }
+    }
+
+    /// What a BEFORE trigger that has no objection returns: the row, or nothing for a statement.
+    fn row_to_go_on_with(&self) -> pg_sys::HeapTuple {
+        // SAFETY: as above.
+        let for_each_row = unsafe { (*self.data).tg_event } & pg_sys::TRIGGER_EVENT_ROW != 0;
+        match self.operation() {
+            Some(operation) if for_each_row => self.final_row(operation),
+            _ => std::ptr::null_mut(),
+        }
+    }
+
+    fn has_argument(&self, wanted: &CStr) -> bool {
+        // SAFETY: tgargs holds tgnargs C strings.
+        unsafe {
+            let trigger = (*self.data).tg_trigger;
+            (0..(*trigger).tgnargs as usize).any(|n| CStr::from_ptr(*(*trigger).tgargs.add(n)) == wanted)
         }
     }
 
@@ -129,9 +170,15 @@ fn with_rows<T>(body: impl FnOnce(&mut Rows) -> T) -> T {
 fn record_write(call: &Call) -> Result<pg_sys::HeapTuple> {
     let operation = call.operation().ok_or_else(|| Error::Internal("agd: a row trigger without a row".into()))?;
     let guard = call.guard()?;
-    if guard.require_cause && !transaction::has_cause() {
-        return Err(Error::CauseRequired { relation: guard.name.clone() });
+    if guard.own {
+        if is_loaded(operation)? {
+            return Ok(call.final_row(operation));
+        }
+        // What sessions remember of this table is no longer true once this is committed.
+        // SAFETY: queues a message for the end of the command and of the transaction.
+        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(call.oid()) };
     }
+    ceiling::check()?;
     with_rows(|rows| {
         let tuple = call.final_row(operation);
         let has_old = operation != Operation::Insert;
@@ -142,9 +189,16 @@ fn record_write(call: &Call) -> Result<pg_sys::HeapTuple> {
         if has_new {
             rows.new.deform(tuple, call.descriptor());
         }
+        if guard.own {
+            keep_tenants(&guard, operation, rows)?;
+        }
         let tenant = tenant_of(&guard, has_old.then_some(&rows.old), has_new.then_some(&rows.new))?;
+        let refused = |error| denied::concerning(tenant.as_deref(), error);
+        if guard.require_cause && !transaction::has_cause() {
+            return Err(refused(Error::CauseRequired { relation: guard.name.clone() }));
+        }
         if let Some(tenant) = &tenant {
-            tenant::check_row(tenant, guard.root, &guard.name)?;
+            tenant::check_row(tenant, guard.root, &guard.name).map_err(refused)?;
         }
         let (key_row, final_row) = match operation {
             Operation::Insert => (&rows.new, &rows.new),
@@ -160,12 +214,14 @@ fn record_write(call: &Call) -> Result<pg_sys::HeapTuple> {
             tenant: tenant.as_deref(),
             relation: Some(&guard.name),
             guard_id: Some(guard.guard_id),
-            row_key: Some(guard.format.key(key_row)),
-            old: has_old.then(|| guard.format.image(&rows.old)),
-            new: has_new.then(|| guard.format.image(&rows.new)),
+            row_key: Some(Image::Key(&guard.format, key_row)),
+            old: has_old.then_some(Image::Row(&guard.format, &rows.old)),
+            new: has_new.then_some(Image::Row(&guard.format, &rows.new)),
             body: None,
-        })?;
-        transaction::expect_write(call.oid(), operation, guard.format.fingerprint(final_row), place);
+        })
+        .map_err(refused)?;
+        let fingerprint = guard.format.quick_fingerprint(tuple).unwrap_or_else(|| guard.format.fingerprint(final_row));
+        transaction::expect_write(call.oid(), operation, fingerprint, place);
         Ok(tuple)
     })
 }
@@ -185,26 +241,64 @@ fn tenant_of(guard: &Guarded, old: Option<&Columns>, new: Option<&Columns>) -> R
     if let (Some(old), Some(new)) = (&old, &new)
         && old != new
     {
-        return Err(Error::NotAllowed {
+        let error = Error::TenantRefused {
             message: format!("a row of {} cannot move from tenant \"{old}\" to tenant \"{new}\"", guard.name),
             hint: "Delete it as the one tenant and insert it as the other.".into(),
-        });
+            recorded: format!("a row of {} cannot move to another tenant", guard.name),
+        };
+        return Err(denied::concerning(Some(old), error));
     }
     Ok(new.or(old))
+}
+
+/// A tenant once created stays, under its name: logs and records speak of it. AG002 otherwise.
+fn keep_tenants(guard: &Guarded, operation: Operation, rows: &Rows) -> Result<()> {
+    if guard.root != catalog()?.tenant {
+        return Ok(());
+    }
+    let name = |row| guard.format.text_of(row, "tenant");
+    let stays = match operation {
+        Operation::Insert => true,
+        Operation::Update => name(&rows.old) == name(&rows.new),
+        Operation::Delete => false,
+    };
+    if stays {
+        return Ok(());
+    }
+    Err(Error::TamperingRefused {
+        message: format!("tenant \"{}\" cannot be removed or renamed", name(&rows.old).unwrap_or_default()),
+        hint:
+            "Its log and its records stand under this name. display_name can be changed; roles can be mapped elsewhere."
+                .into(),
+    })
+}
+
+/// Is a row of agd's own put back by a restore? Its record is restored as well.
+fn is_loaded(operation: Operation) -> Result<bool> {
+    Ok(operation == Operation::Insert && home::may_load()?)
 }
 
 fn confirm_write(call: &Call) -> Result<pg_sys::HeapTuple> {
     let operation = call.operation().ok_or_else(|| Error::Internal("agd: a row trigger without a row".into()))?;
     let guard = call.guard()?;
     let tuple = call.final_row(operation);
-    let fingerprint = with_rows(|rows| {
-        rows.new.deform(tuple, call.descriptor());
-        guard.format.fingerprint(&rows.new)
-    });
-    if !transaction::confirm_write(call.oid(), operation, fingerprint) {
-        return Err(Error::NotTheRecordedRow { relation: guard.name.clone() });
+    if guard.own && is_loaded(operation)? {
+        return Ok(tuple);
     }
-    Ok(tuple)
+    let quick = guard.format.quick_fingerprint(tuple);
+    if quick.is_some_and(|quick| transaction::confirm_first(call.oid(), operation, quick)) {
+        return Ok(tuple);
+    }
+    with_rows(|rows| {
+        // A row that was compressed in between was not recorded by its bytes.
+        rows.new.deform(tuple, call.descriptor());
+        let fingerprint = guard.format.fingerprint(&rows.new);
+        if transaction::confirm_write(call.oid(), operation, [fingerprint, quick.unwrap_or(fingerprint)]) {
+            return Ok(tuple);
+        }
+        let tenant = tenant_of(&guard, None, Some(&rows.new)).ok().flatten();
+        Err(denied::concerning(tenant.as_deref(), Error::NotTheRecordedRow { relation: guard.name.clone() }))
+    })
 }
 
 fn truncate(call: &Call) -> Result<pg_sys::HeapTuple> {
@@ -226,29 +320,34 @@ fn truncate(call: &Call) -> Result<pg_sys::HeapTuple> {
     if guard.require_cause && !transaction::has_cause() {
         return Err(Error::CauseRequired { relation: guard.name.clone() });
     }
-    event::insert(&Record {
-        action: "TRUNCATE",
-        tenant: None,
-        relation: Some(&guard.name),
-        guard_id: Some(guard.guard_id),
-        row_key: None,
-        old: None,
-        new: None,
-        body: None,
-    })?;
+    ceiling::check()?;
+    event::insert(&Record { relation: Some(&guard.name), guard_id: Some(guard.guard_id), ..Record::of("TRUNCATE") })?;
     Ok(std::ptr::null_mut())
 }
 
-/// On the tables of record and log: nobody writes them through SQL but agd's own statements on the log.
+/// On the tables of record and log: nobody writes them through SQL but agd's own statements (where the trigger says
+/// 'worker') and a restore (where it says 'load').
 fn refuse_write(call: &Call) -> Result<pg_sys::HeapTuple> {
-    // SAFETY: a trigger call has its trigger.
-    let is_log = unsafe { (*(*call.data).tg_trigger).tgnargs } > 0;
-    if is_log && storage::may_write() {
+    if call.has_argument(c"worker") && storage::may_write() {
         return Ok(std::ptr::null_mut());
     }
-    let name = crate::guard::relation::qualified_name(call.oid());
+    if call.has_argument(c"load") && call.operation() == Some(Operation::Insert) && home::may_load()? {
+        return Ok(std::ptr::null_mut());
+    }
+    let name = qualified_name(call.oid());
     Err(Error::TamperingRefused {
         message: format!("{name} is written by agd alone"),
         hint: "The record is append-only: it follows from writes to guarded tables.".into(),
+    })
+}
+
+/// On every table of ours, for rows and for statements: logical replication brings nothing into them.
+fn refuse_replicated(call: &Call) -> Result<pg_sys::HeapTuple> {
+    if !replication::is_applying() {
+        return Ok(call.row_to_go_on_with());
+    }
+    Err(Error::TamperingRefused {
+        message: format!("{} does not take rows from another server", qualified_name(call.oid())),
+        hint: "Leave the schema agd out of the publication: name tables, or FOR TABLES IN SCHEMA.".into(),
     })
 }

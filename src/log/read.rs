@@ -6,7 +6,7 @@
 use crate::error::{self, Error, OrRaise, Result};
 use crate::log::record::{Context, EventKey, Reader};
 use crate::log::storage::{self, Log};
-use crate::{query, shmem, worker};
+use crate::{home, query, shmem, worker};
 use agd_core::TILE_WIDTH;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
@@ -170,6 +170,7 @@ fn anchor() -> TableIterator<'static, (name!(origin, String), name!(tree_size, i
 
 fn make_anchors() -> Result<Vec<(String, i64, Vec<u8>)>> {
     let database = shmem::this_database()?;
+    home::check()?;
     let before = read_newest_anchors(None)?;
     worker::integrate_now(database)?;
     read_newest_anchors(Some(before))

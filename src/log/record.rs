@@ -11,7 +11,7 @@ use agd_core::{Entry, EventId, ImageKind, image_digest};
 use pgrx::pg_sys;
 
 /// Microseconds between 1970-01-01 and PostgreSQL's epoch, 2000-01-01.
-const EPOCH_DIFFERENCE: i64 = 946_684_800_000_000;
+pub const EPOCH_DIFFERENCE: i64 = 946_684_800_000_000;
 
 /// The key of an event, as tiles keep it: 12 bytes, big-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

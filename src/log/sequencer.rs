@@ -10,13 +10,12 @@
 //! range under the new snapshot find them all; what is still in progress stays on the new snapshot's list.
 
 use crate::catalog::Scratch;
-use crate::error::{Error, OrRaise, Result};
+use crate::error::{Error, Result};
 use crate::event::{self, Record};
 use crate::log::record::{EventKey, Reader};
 use crate::log::storage::{self, Log};
-use crate::query;
+use crate::{backend, home, query};
 use agd_core::{Checkpoint, TILE_WIDTH, leaf_hash, name};
-use pgrx::prelude::*;
 use std::collections::HashMap;
 
 /// Which tails (leaves beyond the last multiple of 256) a pass anchors.
@@ -35,6 +34,8 @@ pub struct Outcome {
     pub events: u64,
     /// Anchors written.
     pub anchors: u64,
+    /// Those of them that are the platform log's.
+    pub platform_anchors: u64,
     /// The pass recorded events of its own (tenants' checkpoints, a new guard state): another pass takes them up.
     pub recorded: bool,
     /// One of them is a tail's checkpoint: the platform log should cover it without waiting for its own age.
@@ -58,13 +59,11 @@ struct Pass {
 /// Integrates what became visible and anchors what is due. Runs in a REPEATABLE READ transaction of the worker's, under
 /// its snapshot, and is the only writer of the log.
 pub fn pass(tails: Tails) -> Result<Outcome> {
+    let Some(residence) = home::residence()? else { return Ok(Outcome::default()) };
     let old = storage::integrated()?;
     let snapshot = query::one::<String>("SELECT pg_catalog.pg_current_snapshot()::text", &[])?
         .ok_or_else(|| Error::Internal("agd: no snapshot".into()))?;
-    let xmax = snapshot
-        .split(':')
-        .nth(1)
-        .and_then(|xmax| xmax.parse::<u64>().ok())
+    let (snapshot, xmax) = in_recorded_ids(&snapshot, residence.base)
         .ok_or_else(|| Error::Internal(format!("agd: cannot read the snapshot {snapshot}")))?;
 
     let mut reader = Reader::active()?;
@@ -91,11 +90,16 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
         tenants: HashMap::new(),
         guard_state,
         // A transaction's start is fixed; the clock is what "now" means for ages.
-        now: clock(),
+        now: backend::now(),
         outcome: Outcome::default(),
     };
     if old.guard_state.as_ref() != Some(&pass.guard_state) {
         event::insert(&own_record("GUARD.STATE", &format!("sha256:{}", hex::encode(&pass.guard_state))))?;
+        pass.outcome.recorded = true;
+    }
+
+    if let Some(earlier) = residence.earlier_timeline {
+        event::insert(&own_record("TIMELINE", &home::change_timeline(earlier)?))?;
         pass.outcome.recorded = true;
     }
 
@@ -127,24 +131,17 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
     Ok(pass.outcome)
 }
 
-/// Microseconds since 2000-01-01 by the wall clock.
-#[allow(unsafe_code)] // reads the clock
-pub fn clock() -> i64 {
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
+/// A snapshot's text (`xmin:xmax:xip,xip`) with the numbers that its transactions are recorded under, and its xmax.
+fn in_recorded_ids(snapshot: &str, base: u64) -> Option<(String, u64)> {
+    let raised = |id: &str| id.parse::<u64>().ok()?.checked_add(base);
+    let mut parts = snapshot.split(':');
+    let (xmin, xmax, list) = (raised(parts.next()?)?, raised(parts.next()?)?, parts.next()?);
+    let list = list.split(',').filter(|id| !id.is_empty()).map(|id| raised(id).map(|id| id.to_string()));
+    Some((format!("{xmin}:{xmax}:{}", list.collect::<Option<Vec<_>>>()?.join(",")), xmax))
 }
 
 fn own_record<'a>(action: &'a str, body: &'a str) -> Record<'a> {
-    Record {
-        action,
-        tenant: None,
-        relation: None,
-        guard_id: None,
-        row_key: None,
-        old: None,
-        new: None,
-        body: Some(body),
-    }
+    Record { body: Some(body), ..Record::of(action) }
 }
 
 impl Pass {
@@ -186,41 +183,12 @@ impl Pass {
 fn anchor(log: &mut Log, guard_state: &[u8], now: i64, outcome: &mut Outcome) -> Result<()> {
     let root = log.anchor(guard_state, now)?;
     outcome.anchors += 1;
-    if log.tenant.is_some() {
+    if log.tenant.is_none() {
+        outcome.platform_anchors += 1;
+    } else {
         let checkpoint = Checkpoint { origin: log.origin.clone(), size: log.tree.size(), root };
         event::insert(&own_record("CHECKPOINT", &checkpoint.to_string()))?;
         outcome.recorded = true;
     }
     Ok(())
-}
-
-/// `agd.prepare_log()`: the platform log and the sequencer's first snapshot; part of CREATE EXTENSION.
-#[pg_extern(sql = false)]
-fn prepare_log() {
-    prepare().or_raise();
-}
-
-#[allow(unsafe_code)] // reads agd.log_name and the server's identity
-fn prepare() -> Result<()> {
-    // SAFETY: the system identifier is fixed at initdb.
-    let system_identifier = unsafe { pg_sys::GetSystemIdentifier() };
-    let database = query::one::<String>("SELECT pg_catalog.current_database()::text", &[])?.unwrap_or_default();
-    let log_name = crate::settings::log_name().unwrap_or_else(|| name::default_log_name(system_identifier, &database));
-    name::validate_log_name(&log_name).map_err(|problem| Error::BadArgument {
-        message: format!("\"{log_name}\" cannot be a log's name: {problem}"),
-        hint:
-            "SET agd.log_name = 'example.com/orders' before CREATE EXTENSION agd; characters a-z, 0-9, '.', '/', '-'."
-                .into(),
-    })?;
-    storage::create_log(&log_name, None)?;
-    // Everything from this transaction on: its own number is not in its own snapshot's list, so the list cannot be used.
-    storage::writing(|| {
-        Spi::run_with_args(
-            "INSERT INTO agd.sequencer (integrated, last_stamp, system_identifier)
-             SELECT (x || ':' || x || ':')::pg_catalog.pg_snapshot, pg_catalog.clock_timestamp(), $1
-               FROM pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) AS x",
-            &[system_identifier.to_string().into()],
-        )
-        .map_err(Error::from)
-    })
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, OrRaise, Result};
 use crate::log::read::keys_of_tile;
 use crate::log::record::{Context, EventKey, Reader};
 use crate::log::storage::{self, Log};
-use crate::query;
+use crate::{home, query};
 use agd_core::{Checkpoint, CompactRange, Hash, TILE_WIDTH, leaf_hash};
 use pgrx::prelude::*;
 
@@ -67,6 +67,12 @@ fn verify_logs(origin: Option<&str>, full_scan: bool) -> Result<Vec<Check>> {
         checks.push(every_event_once()?);
     }
     Ok(checks)
+}
+
+/// What is wrong with the whole record, if anything is.
+pub fn first_problem(full_scan: bool) -> Result<Option<String>> {
+    let checks = verify_logs(None, full_scan)?;
+    Ok(checks.into_iter().find(|check| !check.ok).map(|check| format!("{}: {}", check.origin, check.detail)))
 }
 
 fn verify_one(origin: &str, full_scan: bool, progress: &mut Progress) -> Result<Vec<Check>> {
@@ -226,6 +232,9 @@ fn verify_log(log: &Log, full_scan: bool, progress: &mut Progress) -> Result<Vec
     if let Some(beyond) = anchor_beyond_log(log)? {
         first_bad_anchor.get_or_insert(format!("there is an anchor at size {beyond}, beyond the log's leaves"));
     }
+    if let Some(published) = receipt_without_anchor(log)? {
+        first_bad_anchor.get_or_insert(format!("the anchor at size {published} was published, and is missing"));
+    }
     if first_bad_tile.is_none() && range.size() == size && range.root() != log.tree.root() {
         first_bad_tile = Some("the log's open tiles do not give the root of its leaves".into());
     }
@@ -308,6 +317,16 @@ fn anchor_beyond_log(log: &Log) -> Result<Option<i64>> {
     query::one::<i64>(
         "SELECT pg_catalog.min(c.tree_size) FROM agd.checkpoint c JOIN agd.log l USING (log_id)
           WHERE c.log_id = $1 AND c.tree_size > l.size",
+        &[log.log_id.into()],
+    )
+}
+
+/// A receipt of an anchor that is not here.
+fn receipt_without_anchor(log: &Log) -> Result<Option<i64>> {
+    query::one::<i64>(
+        "SELECT pg_catalog.min(p.tree_size) FROM agd.publication p
+          WHERE p.log_id = $1
+            AND NOT EXISTS (SELECT FROM agd.checkpoint c WHERE c.log_id = p.log_id AND c.tree_size = p.tree_size)",
         &[log.log_id.into()],
     )
 }
@@ -453,6 +472,7 @@ fn every_event_once() -> Result<Check> {
     let (integrated, waiting, leaves) =
         (integrated.unwrap_or_default(), waiting.unwrap_or_default(), leaves.unwrap_or_default());
     let mut problem = None;
+    let present = home::present_id()?.map(|id| id.to_string());
     let miscounted = Spi::connect(|client| {
         client
             .select(
@@ -461,10 +481,10 @@ fn every_event_once() -> Result<Check> {
                         FULL JOIN (SELECT xact_id, pg_catalog.count(*) AS events FROM agd.event GROUP BY xact_id) e
                           USING (xact_id)
                   WHERE t.events IS DISTINCT FROM e.events
-                    AND COALESCE(t.xact_id, e.xact_id) IS DISTINCT FROM pg_catalog.pg_current_xact_id_if_assigned()
+                    AND COALESCE(t.xact_id, e.xact_id) IS DISTINCT FROM $1::text::pg_catalog.xid8
                   ORDER BY 1 LIMIT 1",
                 Some(1),
-                &[],
+                &[present.into()],
             )?
             .next()
             .map(|row| {

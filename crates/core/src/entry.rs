@@ -329,6 +329,14 @@ fn time(out: &mut Vec<u8>, key: &[u8], micros: i64) {
     out.extend_from_slice(&rest);
 }
 
+/// A time as entries write it, from microseconds since 1970-01-01T00:00:00Z.
+pub fn time_text(micros: i64) -> String {
+    let mut out = Vec::with_capacity(28);
+    time(&mut out, b"", micros);
+    out.pop(); // the closing quote
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 /// The proleptic Gregorian date of a day counted from 1970-01-01. Years count astronomically: 0 is 1 BC.
 ///
 /// The calendar repeats every 400 years (146,097 days); counted from 1 March, the leap day comes last in the year.

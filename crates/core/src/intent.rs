@@ -7,7 +7,7 @@
 //! Why first-in-first-out: PostgreSQL queues AFTER ROW events of one query in the order of the writes, and writes rows in
 //! the order of their BEFORE triggers. So when a row is confirmed, every older intent of its queue was not written.
 
-use std::collections::VecDeque;
+use crate::fifo::Fifo;
 
 /// Which of the three row operations an intent is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ struct Queue {
     relation: u32,
     operation: Operation,
     subtransaction: u32,
-    intents: VecDeque<Intent>,
+    intents: Fifo<Intent>,
 }
 
 /// The intents of one transaction.
@@ -74,36 +74,53 @@ impl Intents {
                 && queue.subtransaction == subtransaction
         });
         match found {
-            Some(queue) => queue.intents.push_back(intent),
-            None => self.queues.push(Queue {
-                level,
-                relation,
-                operation,
-                subtransaction,
-                intents: VecDeque::from([intent]),
-            }),
+            Some(queue) => queue.intents.push(intent),
+            None => {
+                let mut intents = Fifo::default();
+                intents.push(intent);
+                self.queues.push(Queue { level, relation, operation, subtransaction, intents });
+            }
         }
     }
 
-    /// A row was written. True: its record is confirmed; the records passed over are appended to `voids`.
-    /// False: no record has this image.
+    /// A row was written. True: it is the one that was recorded first of those that wait, and its record is confirmed.
+    /// False: [`Intents::confirm`] must look further. Constant time.
+    pub fn confirm_first(&mut self, level: u32, relation: u32, operation: Operation, fingerprint: u64) -> bool {
+        let newest = self
+            .queues
+            .iter_mut()
+            .rev()
+            .find(|queue| queue.level == level && queue.relation == relation && queue.operation == operation);
+        match newest {
+            Some(queue) if queue.intents.first().is_some_and(|intent| intent.fingerprint == fingerprint) => {
+                queue.intents.pop();
+                self.outstanding -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A row was written, and these are the fingerprints it may have been recorded by. True: its record is confirmed; the
+    /// records passed over are appended to `voids`. False: no record has this image.
     pub fn confirm(
         &mut self,
         level: u32,
         relation: u32,
         operation: Operation,
-        fingerprint: u64,
+        fingerprints: [u64; 2],
         voids: &mut Vec<Void>,
     ) -> bool {
         for queue in self.queues.iter_mut().rev() {
             if queue.level != level || queue.relation != relation || queue.operation != operation {
                 continue;
             }
-            if let Some(position) = queue.intents.iter().position(|intent| intent.fingerprint == fingerprint) {
+            let position = queue.intents.iter().position(|intent| fingerprints.contains(&intent.fingerprint));
+            if let Some(position) = position {
                 let subtransaction = queue.subtransaction;
                 self.outstanding -= position + 1;
-                voids.extend(queue.intents.drain(..position).map(|intent| void(intent, subtransaction)));
-                queue.intents.pop_front();
+                voids.extend(queue.intents.take(position).map(|intent| void(intent, subtransaction)));
+                queue.intents.pop();
                 return true;
             }
         }
@@ -116,9 +133,10 @@ impl Intents {
             if queue.level < level {
                 return true;
             }
-            self.outstanding -= queue.intents.len();
+            let count = queue.intents.len();
+            self.outstanding -= count;
             let subtransaction = queue.subtransaction;
-            voids.extend(queue.intents.drain(..).map(|intent| void(intent, subtransaction)));
+            voids.extend(queue.intents.take(count).map(|intent| void(intent, subtransaction)));
             false
         });
     }
@@ -129,11 +147,11 @@ impl Intents {
             if self.queues[index].level != level || self.queues[index].intents.is_empty() {
                 continue;
             }
-            let moved = std::mem::take(&mut self.queues[index].intents);
+            let mut moved = std::mem::take(&mut self.queues[index].intents);
             let (relation, operation, subtransaction) =
                 (self.queues[index].relation, self.queues[index].operation, self.queues[index].subtransaction);
             self.outstanding -= moved.len();
-            for intent in moved {
+            for intent in moved.take(moved.len()) {
                 self.add(level.saturating_sub(1), relation, operation, subtransaction, intent);
             }
         }

@@ -10,6 +10,7 @@
 pub mod bundle;
 pub mod checkpoint;
 pub mod entry;
+mod fifo;
 pub mod intent;
 pub mod merkle;
 pub mod name;

@@ -40,7 +40,8 @@ fn run(intents: &mut Intents, level: u32, subtransaction: u32, serial: &mut u32,
     let mut voids = Vec::new();
     for row in rows.iter().filter(|row| row.written) {
         assert!(
-            intents.confirm(level, row.relation, row.operation, row.image, &mut voids),
+            intents.confirm_first(level, row.relation, row.operation, row.image)
+                || intents.confirm(level, row.relation, row.operation, [row.image; 2], &mut voids),
             "a written row must be confirmed"
         );
     }
@@ -87,7 +88,7 @@ proptest! {
         prop_assert!(places(&voids).iter().all(|place| *place as usize >= outer.len()));
         let mut rest = Vec::new();
         for row in &outer {
-            prop_assert!(intents.confirm(1, row.relation, row.operation, row.image, &mut rest));
+            prop_assert!(intents.confirm(1, row.relation, row.operation, [row.image; 2], &mut rest));
         }
         prop_assert!(rest.is_empty() && intents.is_empty());
     }
@@ -124,7 +125,7 @@ proptest! {
         intents.end_query(3, &mut voids);
         prop_assert!(voids.is_empty());
         for row in &rows {
-            prop_assert!(intents.confirm(2, row.relation, row.operation, row.image, &mut voids));
+            prop_assert!(intents.confirm(2, row.relation, row.operation, [row.image; 2], &mut voids));
         }
         prop_assert!(voids.is_empty() && intents.is_empty());
     }
@@ -135,13 +136,30 @@ fn a_row_that_was_not_recorded_is_not_confirmed() {
     let mut intents = Intents::default();
     intents.add(1, 7, Operation::Insert, 1, intent(0, 42));
     let mut voids = Vec::new();
-    assert!(!intents.confirm(1, 7, Operation::Insert, 43, &mut voids), "another image");
-    assert!(!intents.confirm(1, 7, Operation::Update, 42, &mut voids), "another operation");
-    assert!(!intents.confirm(1, 8, Operation::Insert, 42, &mut voids), "another relation");
-    assert!(!intents.confirm(2, 7, Operation::Insert, 42, &mut voids), "another query");
-    assert!(intents.confirm(1, 7, Operation::Insert, 42, &mut voids));
-    assert!(!intents.confirm(1, 7, Operation::Insert, 42, &mut voids), "a second time");
+    assert!(!intents.confirm(1, 7, Operation::Insert, [43; 2], &mut voids), "another image");
+    assert!(!intents.confirm(1, 7, Operation::Update, [42; 2], &mut voids), "another operation");
+    assert!(!intents.confirm(1, 8, Operation::Insert, [42; 2], &mut voids), "another relation");
+    assert!(!intents.confirm(2, 7, Operation::Insert, [42; 2], &mut voids), "another query");
+    assert!(intents.confirm(1, 7, Operation::Insert, [42; 2], &mut voids));
+    assert!(!intents.confirm(1, 7, Operation::Insert, [42; 2], &mut voids), "a second time");
     assert!(voids.is_empty());
+}
+
+#[test]
+fn the_first_is_confirmed_without_looking_further() {
+    let mut intents = Intents::default();
+    for (serial, fingerprint) in [(0, 42), (1, 43), (2, 44)] {
+        intents.add(1, 7, Operation::Insert, 1, intent(serial, fingerprint));
+    }
+    assert!(!intents.confirm_first(1, 7, Operation::Insert, 43), "not the first");
+    assert!(!intents.confirm_first(2, 7, Operation::Insert, 42), "another query");
+    assert!(!intents.confirm_first(1, 8, Operation::Insert, 42), "another relation");
+    assert!(!intents.confirm_first(1, 7, Operation::Delete, 42), "another operation");
+    assert!(intents.confirm_first(1, 7, Operation::Insert, 42));
+    let mut voids = Vec::new();
+    assert!(intents.confirm(1, 7, Operation::Insert, [0, 44], &mut voids), "either fingerprint will do");
+    assert_eq!(places(&voids), [1]);
+    assert!(intents.is_empty());
 }
 
 #[test]

@@ -91,18 +91,18 @@ fn problems(session: &mut Session<'_>, table: &str) -> Result<Vec<Vec<String>>> 
 pub fn attack(scene: &Scene<'_>) -> Result<Victim> {
     let terminal = scene.terminal;
     let mut attacker = scene.session("postgres")?;
+    terminal.say("Whoever owns the server can do anything in it. The straight way is barred even to a superuser:");
+    attacker.refused("ALTER TABLE pgbench_accounts DISABLE TRIGGER ALL;", "AG002")?;
     terminal.say(
-        "Whoever owns the server can do anything in it. This superuser switches the triggers off, gives an account a \
-         million, and switches them on again just as they were.",
+        "But the catalogs are his. He tells them that the table has no triggers, gives an account a million, and puts \
+         everything back just as it was.",
     );
     attacker.run(&format!(
         "BEGIN;
-         ALTER TABLE pgbench_accounts DISABLE TRIGGER ALL;
+         SET LOCAL allow_system_table_mods = on;
+         UPDATE pg_class SET relhastriggers = false WHERE oid = 'pgbench_accounts'::regclass;
          UPDATE pgbench_accounts SET abalance = abalance + 1000000 WHERE aid = {ACCOUNT};
-         ALTER TABLE pgbench_accounts ENABLE TRIGGER ALL;
-         ALTER TABLE pgbench_accounts ENABLE ALWAYS TRIGGER \"~agd_record\";
-         ALTER TABLE pgbench_accounts ENABLE ALWAYS TRIGGER \"~agd_confirm\";
-         ALTER TABLE pgbench_accounts ENABLE ALWAYS TRIGGER \"~agd_truncate\";
+         UPDATE pg_class SET relhastriggers = true WHERE oid = 'pgbench_accounts'::regclass;
          COMMIT;"
     ))?;
 
@@ -116,9 +116,10 @@ pub fn attack(scene: &Scene<'_>) -> Result<Victim> {
     attacker.pause();
     attacker.run(&format!(
         "BEGIN;
-         ALTER TABLE agd.event DISABLE TRIGGER ALL;
+         SET LOCAL allow_system_table_mods = on;
+         UPDATE pg_class SET relhastriggers = false WHERE oid = 'agd.event'::regclass;
          DELETE FROM agd.event WHERE xact_id = '{xact}' AND n = {n};
-         ALTER TABLE agd.event ENABLE ALWAYS TRIGGER refuse_write;
+         UPDATE pg_class SET relhastriggers = true WHERE oid = 'agd.event'::regclass;
          COMMIT;"
     ))?;
     drop(attacker);

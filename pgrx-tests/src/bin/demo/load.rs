@@ -159,7 +159,8 @@ pub fn anchors(scene: &Scene<'_>, account: &Account) -> Result<(i64, i64)> {
     );
     let counted = session.query(
         "SELECT relation, action, count(*) FROM agd.events
-          WHERE action IN ('INSERT', 'UPDATE', 'DELETE') GROUP BY relation, action;",
+          WHERE relation LIKE 'public.%' AND action IN ('INSERT', 'UPDATE', 'DELETE')
+          GROUP BY relation, action;",
     )?;
     let mut events: Vec<(String, i64)> = Vec::new();
     for row in &counted {

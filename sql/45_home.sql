@@ -1,0 +1,37 @@
+-- Where the record is at home, what a dump carries, and going on after a restore.
+-- The library reads agd.home by column position (src/home.rs): same order there.
+
+-- Not dumped: a restored database has a home that nobody lives in yet, whatever was loaded.
+CREATE TABLE agd.home (
+  only_row          boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+  log_name          text COLLATE "C",            -- the platform log's origin; NULL: its default, when it is made
+  system_identifier text,                        -- which server; NULL: nothing was recorded here yet
+  database          oid,                         -- which of its databases
+  timeline          int,                         -- which timeline the server wrote last
+  xact_id_base      bigint NOT NULL DEFAULT 0 CHECK (xact_id_base >= 0)   -- recorded number = transaction id + this
+);
+COMMENT ON TABLE agd.home IS 'the server and the database that may add to this record; never dumped, never loaded';
+
+CREATE FUNCTION agd.prepare_home() RETURNS void
+  LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'prepare_home_wrapper';
+COMMENT ON FUNCTION agd.prepare_home() IS 'keeps the platform log''s name, where agd.log_name chooses one; part of the installation';
+SELECT agd.prepare_home();
+
+CREATE FUNCTION agd.resume() RETURNS void
+  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS 'MODULE_PATHNAME', 'agd_resume';
+COMMENT ON FUNCTION agd.resume() IS
+  'after a restore or an upgrade: verifies the record and goes on with it here; until then guarded tables take no write';
+
+-- pg_dump carries the rows of these tables. Only agd.home and agd.verified stay behind: they speak of this database.
+SELECT pg_catalog.pg_extension_config_dump('agd.tenant', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.role_map', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.event', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.transaction', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.guarded_table', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.redaction_key', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.log', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.tile', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.checkpoint', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.publication', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.sequencer', '');

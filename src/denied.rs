@@ -1,0 +1,395 @@
+//! Refused attempts: what the gate said no to, kept although the refused transaction rolls back.
+//!
+//! Owns a ring of slots in shared memory for each database, and the way from there into the log. Who refuses says what was
+//! attempted ([`attempted`]); [`record`], called where every error of agd becomes PostgreSQL's, puts it into the ring; the
+//! worker turns each slot into a DENIED event in a transaction of its own ([`drain`]). Promises that an attempt is either
+//! an event or counted as lost, exactly once; that a refusal never waits, neither for the worker nor for another refusal;
+//! and that one database's refusals never push out another's, because each has a ring of its own. Never keeps a value of
+//! a row: what stands here goes into the log, and from there where nobody can take it back.
+//!
+//! Shared memory does not outlive the server: what a crash finds in the ring is lost, as documented.
+//!
+//! What counts as refused: whatever the gate's own trigger functions raise (the write, the TRUNCATE or the commit was on
+//! its way and agd stopped it), and AG002 and 53400 wherever they are raised. A bad argument to one of agd's functions is
+//! no attempt on data, and an error of PostgreSQL's own (a privilege, a policy, a constraint, a cancel) is not agd's.
+#![allow(unsafe_code)] // slots in shared memory are written by hand
+
+use crate::error::{Error, Result};
+use crate::event::{self, Record};
+use crate::shmem::{self, DATABASES, Database};
+use crate::{backend, tenant, transaction};
+use pgrx::pg_sys;
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
+
+/// Slots of one database's ring. The worker empties it at most ten times a second, so this also bounds how fast refusals
+/// can grow a log: somebody who is refused in a loop fills the ring, and is counted.
+const SLOTS: usize = 128;
+/// Bytes of a slot: room for every name at its full length, and a message.
+const SLOT_SIZE: usize = 1024;
+/// Bytes of a slot before its texts: ticket, time, SQLSTATE, guard.
+const HEADER: usize = 8 + 8 + 8 + 1 + 16;
+/// Longest texts: a name (addresses and commands are shorter); a quoted, schema-qualified name.
+const NAME: usize = 63;
+const QUALIFIED: usize = 2 * (2 * NAME + 2) + 1;
+
+// A slot's states. Who finds it free makes it its own, fills it and hands it over. A backend that vanished in between,
+// which PostgreSQL answers with a restart of all shared memory, would cost that one slot and block nobody.
+const FREE: u8 = 0;
+const WRITING: u8 = 1;
+const READY: u8 = 2;
+
+/// What is shared of one database's ring, but for the slots' contents.
+#[repr(C)]
+struct Ring {
+    /// Numbers the attempts: the worker puts them in this order.
+    next: AtomicU64,
+    /// Attempts that found no free slot, since the server started.
+    lost: AtomicU64,
+    /// How many of them the log tells of.
+    lost_recorded: AtomicU64,
+    /// Attempts recorded, since the server started.
+    recorded: AtomicU64,
+    states: [AtomicU8; SLOTS],
+}
+
+/// All rings, then all slots. Only the rings are initialised, so slots that are never used cost no memory.
+#[repr(C)]
+struct Shared {
+    rings: [Ring; DATABASES],
+    slots: [[[u8; SLOT_SIZE]; SLOTS]; DATABASES],
+}
+
+static SHARED: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Bytes of shared memory to be reserved.
+pub const SHARED_SIZE: usize = size_of::<Shared>();
+
+/// Finds or makes the rings. Called from the start-up hook of shared memory, in the postmaster.
+pub fn attach() {
+    // SAFETY: ShmemInitStruct returns SHARED_SIZE bytes, maximally aligned; all-zero bytes are valid rings. No backend
+    // exists yet.
+    unsafe {
+        let mut found = false;
+        let shared = pg_sys::ShmemInitStruct(c"agd denied".as_ptr(), SHARED_SIZE, &mut found).cast::<Shared>();
+        if !found {
+            std::ptr::write_bytes(&raw mut (*shared).rings, 0, 1);
+        }
+        SHARED.store(shared, Ordering::Release);
+    }
+}
+
+/// The ring of a database's slot in [`shmem`].
+#[derive(Clone, Copy)]
+struct Handle {
+    ring: &'static Ring,
+    slots: *mut [[u8; SLOT_SIZE]; SLOTS],
+}
+
+fn ring_of(database: &Database) -> Option<Handle> {
+    let shared = SHARED.load(Ordering::Acquire);
+    let number = database.number()?;
+    if shared.is_null() {
+        return None;
+    }
+    // SAFETY: published by attach(), mapped for the life of the process; `number` is below DATABASES. Slots are only
+    // reached by address: who owns one follows from its state.
+    unsafe { Some(Handle { ring: &(*shared).rings[number], slots: &raw mut (*shared).slots[number] }) }
+}
+
+// ------------------------------------------------------------------------------------------------------- the refusal
+
+/// What was attempted.
+#[derive(Clone, Debug, Default)]
+pub struct Attempt {
+    /// INSERT, UPDATE, DELETE, TRUNCATE, or the command's tag.
+    pub action: Option<String>,
+    /// Schema-qualified name.
+    pub relation: Option<String>,
+    /// The guard that refused.
+    pub guard_id: Option<[u8; 16]>,
+    /// The tenant whose row it was about, as the row has it.
+    pub tenant: Option<String>,
+}
+
+thread_local! {
+    static ATTEMPT: RefCell<Option<Attempt>> = const { RefCell::new(None) };
+}
+
+/// Says what the error that is about to be raised refuses. To be called on the way out with that error, and only then.
+/// What an inner call said is completed, not replaced.
+pub fn attempted(attempt: Attempt) {
+    ATTEMPT.with_borrow_mut(|present| {
+        *present = Some(match present.take() {
+            None => attempt,
+            Some(inner) => Attempt {
+                action: inner.action.or(attempt.action),
+                relation: inner.relation.or(attempt.relation),
+                guard_id: inner.guard_id.or(attempt.guard_id),
+                tenant: inner.tenant.or(attempt.tenant),
+            },
+        });
+    });
+}
+
+/// An error of PostgreSQL's own came instead.
+pub fn forget_attempt() {
+    ATTEMPT.take();
+}
+
+/// The same for the one thing that only the inner code knows: whose row it is.
+pub fn concerning(tenant: Option<&str>, error: Error) -> Error {
+    if let Some(tenant) = tenant {
+        attempted(Attempt { tenant: Some(tenant.to_owned()), ..Attempt::default() });
+    }
+    error
+}
+
+/// The transaction's record cannot be written, so nothing of it is committed.
+pub fn at_commit(error: Error) -> Error {
+    attempted(Attempt { action: Some("COMMIT".into()), ..Attempt::default() });
+    error
+}
+
+/// An error of agd's is about to become PostgreSQL's: is it a refusal, then it goes into the ring.
+///
+/// Looks names up and so may raise an error itself, as making the message did: the statement is refused all the same.
+pub fn record(error: &Error) {
+    let attempt = ATTEMPT.take();
+    if attempt.is_none() && !error.always_refuses() {
+        return;
+    }
+    let attempt = attempt.unwrap_or_default();
+    // SAFETY: reads the transaction's state and a process global.
+    let oid = unsafe {
+        if !pg_sys::IsTransactionState() || pg_sys::RecoveryInProgress() {
+            return;
+        }
+        pg_sys::MyDatabaseId
+    };
+    let Ok(database) = shmem::database(oid) else { return };
+    let (session_user, role) = (transaction::session_user_name(), transaction::role_name());
+    let bound = tenant::bound_tenant().ok().flatten();
+    // What is longer than a tenant's name is none, and cut short it might become one.
+    let concerned = attempt.tenant.filter(|tenant| tenant.len() <= NAME);
+    let application = event::application_name();
+    let client = event::client_address();
+    let (sqlstate, message) = error.for_the_record();
+    push(
+        database,
+        sqlstate,
+        attempt.guard_id,
+        [
+            &session_user,
+            &role,
+            bound.as_deref().unwrap_or_default(),
+            concerned.as_deref().unwrap_or_default(),
+            attempt.action.as_deref().unwrap_or_default(),
+            client.as_deref().unwrap_or_default(),
+            attempt.relation.as_deref().unwrap_or_default(),
+            &message,
+            application.as_deref().unwrap_or_default(),
+        ],
+    );
+    database.wake_worker();
+}
+
+/// How long each text of a slot may be, in the order in which they stand. The names always fit in full; the message is cut
+/// where it repeats several of full length, and an application's name where there is no more room.
+const TEXTS: [usize; 9] = [NAME, NAME, NAME, NAME, NAME, NAME, QUALIFIED, SLOT_SIZE, SLOT_SIZE];
+
+/// Fills a free slot, or counts the attempt as lost. Neither allocates nor waits.
+fn push(database: &Database, sqlstate: [u8; 5], guard_id: Option<[u8; 16]>, texts: [&str; 9]) {
+    let Some(Handle { ring, slots }) = ring_of(database) else { return };
+    let at = backend::now();
+    let ticket = ring.next.fetch_add(1, Ordering::AcqRel);
+    let first = (ticket % SLOTS as u64) as usize;
+    for step in 0..SLOTS {
+        let index = (first + step) % SLOTS;
+        let state = &ring.states[index];
+        if state.compare_exchange(FREE, WRITING, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            continue;
+        }
+        // SAFETY: the slot is this backend's own until its state says READY.
+        let slot = unsafe { &mut (*slots)[index] };
+        let mut writer = Writer { slot, at: 0 };
+        writer.bytes(&ticket.to_ne_bytes());
+        writer.bytes(&at.to_ne_bytes());
+        let mut padded = [0; 8];
+        padded[..5].copy_from_slice(&sqlstate);
+        writer.bytes(&padded);
+        writer.bytes(&[u8::from(guard_id.is_some())]);
+        writer.bytes(&guard_id.unwrap_or_default());
+        for (text, longest) in texts.into_iter().zip(TEXTS) {
+            writer.text(text, longest);
+        }
+        state.store(READY, Ordering::Release);
+        return;
+    }
+    ring.lost.fetch_add(1, Ordering::AcqRel);
+}
+
+struct Writer<'a> {
+    slot: &'a mut [u8; SLOT_SIZE],
+    at: usize,
+}
+
+impl Writer<'_> {
+    fn bytes(&mut self, bytes: &[u8]) {
+        let end = (self.at + bytes.len()).min(SLOT_SIZE);
+        self.slot[self.at..end].copy_from_slice(&bytes[..end - self.at]);
+        self.at = end;
+    }
+
+    /// A length and as much of the text as there is room for; what follows always has room for its own length.
+    fn text(&mut self, text: &str, longest: usize) {
+        let room = (SLOT_SIZE - self.at).saturating_sub(2 * TEXTS.len());
+        let text = &text[..text.floor_char_boundary(longest.min(room))];
+        self.bytes(&(text.len() as u16).to_ne_bytes());
+        self.bytes(text.as_bytes());
+    }
+}
+
+// -------------------------------------------------------------------------------------------------------- the worker
+
+/// One slot's contents.
+#[derive(Debug, PartialEq, Eq)]
+struct Denial {
+    ticket: u64,
+    at: i64,
+    sqlstate: String,
+    guard_id: Option<[u8; 16]>,
+    texts: [String; 9],
+}
+
+impl Denial {
+    /// None: these bytes are no slot that [`push`] wrote.
+    fn read(slot: &[u8; SLOT_SIZE]) -> Option<Denial> {
+        let (header, mut rest) = slot.split_at_checked(HEADER)?;
+        let mut texts: [String; 9] = Default::default();
+        for text in &mut texts {
+            let (length, after) = rest.split_first_chunk::<2>()?;
+            let (bytes, after) = after.split_at_checked(usize::from(u16::from_ne_bytes(*length)))?;
+            *text = String::from_utf8_lossy(bytes).into_owned();
+            rest = after;
+        }
+        Some(Denial {
+            ticket: u64::from_ne_bytes(header[..8].try_into().ok()?),
+            at: i64::from_ne_bytes(header[8..16].try_into().ok()?),
+            sqlstate: String::from_utf8_lossy(&header[16..21]).into_owned(),
+            guard_id: if header[24] == 0 { None } else { Some(header[25..41].try_into().ok()?) },
+            texts,
+        })
+    }
+
+    /// Inserts the event.
+    fn insert(&self) -> Result<()> {
+        let [session_user, role, bound, concerned, action, client, relation, message, application] = &self.texts;
+        let given = |text: &'_ String| (!text.is_empty()).then(|| text.clone());
+        let bound = given(bound);
+        // A tenant that does not exist has no log; and what is no tenant's name may be any value of the row.
+        let tenant = match given(concerned) {
+            Some(concerned) if tenant::exists(&concerned)? => Some(concerned),
+            _ => bound.clone(),
+        };
+        // Keys in the order of RFC 8785, as in entries.
+        let body = object(&[
+            ("application_name", given(application)),
+            ("at", Some(agd_core::entry::time_text(self.at.saturating_add(crate::log::record::EPOCH_DIFFERENCE)))),
+            ("attempted", given(action)),
+            ("bound_tenant", bound),
+            ("client_addr", given(client)),
+            ("message", given(message)),
+            ("session_user_name", given(session_user)),
+            ("sqlstate", Some(self.sqlstate.clone())),
+        ]);
+        event::insert_as(
+            &Record {
+                tenant: tenant.as_deref(),
+                relation: given(relation).as_deref(),
+                guard_id: self.guard_id,
+                body: Some(&body),
+                ..Record::of("DENIED")
+            },
+            given(role).as_deref(),
+        )?;
+        Ok(())
+    }
+}
+
+/// A JSON object of the members that are there.
+fn object(members: &[(&str, Option<String>)]) -> String {
+    let mut out = vec![b'{'];
+    for (name, value) in members {
+        let Some(value) = value else { continue };
+        if out.len() > 1 {
+            out.push(b',');
+        }
+        crate::guard::write_string(&mut out, name.as_bytes());
+        out.push(b':');
+        crate::guard::write_string(&mut out, value.as_bytes());
+    }
+    out.push(b'}');
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Is there anything for [`drain`] to do?
+pub fn pending(database: &Database) -> bool {
+    ring_of(database).is_some_and(|Handle { ring, .. }| {
+        ring.lost.load(Ordering::Acquire) != ring.lost_recorded.load(Ordering::Acquire)
+            || ring.states.iter().any(|state| state.load(Ordering::Acquire) == READY)
+    })
+}
+
+/// Turns what the ring holds into events. `in_transaction` runs its argument in a transaction of the worker's and commits
+/// it; an error ends the worker, and the slots are there for the next one.
+pub fn drain(database: &Database, in_transaction: impl FnOnce(&mut dyn FnMut() -> Result<()>)) {
+    let Some(Handle { ring, slots }) = ring_of(database) else { return };
+    let ready: Vec<usize> = (0..SLOTS).filter(|&index| ring.states[index].load(Ordering::Acquire) == READY).collect();
+    // SAFETY: a slot that is READY is the worker's own until it is FREE again.
+    let mut denials: Vec<Denial> =
+        ready.iter().filter_map(|&index| Denial::read(unsafe { &(*slots)[index] })).collect();
+    denials.sort_unstable_by_key(|denial| denial.ticket);
+    let lost = ring.lost.load(Ordering::Acquire);
+    let unrecorded = lost.wrapping_sub(ring.lost_recorded.load(Ordering::Acquire));
+    if denials.is_empty() && unrecorded == 0 {
+        return;
+    }
+    in_transaction(&mut || {
+        for denial in &denials {
+            denial.insert()?;
+        }
+        if unrecorded > 0 {
+            event::insert(&Record {
+                body: Some(&object(&[("lost", Some(unrecorded.to_string()))])),
+                ..Record::of("DENIED.OVERFLOW")
+            })?;
+        }
+        Ok(())
+    });
+    // Committed. Nothing between there and here can fail or be interrupted: no attempt is recorded twice.
+    ring.recorded.fetch_add(denials.len() as u64, Ordering::AcqRel);
+    ring.lost_recorded.store(lost, Ordering::Release);
+    for index in ready {
+        ring.states[index].store(FREE, Ordering::Release);
+    }
+}
+
+/// Forgets what the ring holds: the database, or the extension in it, is gone.
+pub fn clear(database: &Database) {
+    if let Some(Handle { ring, .. }) = ring_of(database) {
+        for state in &ring.states {
+            let _ = state.compare_exchange(READY, FREE, Ordering::AcqRel, Ordering::Relaxed);
+        }
+        for counter in [&ring.lost, &ring.lost_recorded, &ring.recorded] {
+            counter.store(0, Ordering::Release);
+        }
+    }
+}
+
+/// Attempts recorded, and attempts lost because the ring was full, since the server started.
+pub fn counts(database: &Database) -> (u64, u64) {
+    ring_of(database).map_or((0, 0), |Handle { ring, .. }| {
+        (ring.recorded.load(Ordering::Acquire), ring.lost.load(Ordering::Acquire))
+    })
+}
