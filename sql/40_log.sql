@@ -28,6 +28,7 @@ CREATE TABLE agd.tile (
   PRIMARY KEY (log_id, level, tile_index)
 );
 ALTER TABLE agd.tile ALTER COLUMN hashes SET STORAGE EXTERNAL;   -- hashes do not compress
+ALTER TABLE agd.log ALTER COLUMN open_tiles SET STORAGE EXTERNAL;
 CREATE INDEX tile_stamp ON agd.tile (log_id, last_stamp, first_stamp) WHERE level = 0;
 COMMENT ON TABLE agd.tile IS 'full tiles: 256 hashes, and on level 0 the keys of the events they cover';
 

@@ -93,6 +93,7 @@ unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation:
         crate::guard::relation::forget(pg_sys::InvalidOid);
     }
     crate::guard::relation::forget(relation);
+    crate::log::sequencer::forget_guard_state();
 }
 
 /// The oids, looked up once and kept until something changes. 55000 when the extension is not in this database.
@@ -225,19 +226,6 @@ pub fn has_rows(table: pg_sys::Oid) -> Result<bool> {
     }
 }
 
-/// Like [`scan`], in the index's order.
-pub fn scan_ordered(
-    relation: &Relation,
-    index: pg_sys::Oid,
-    snapshot: pg_sys::Snapshot,
-    keys: &mut [pg_sys::ScanKeyData],
-    mut row: impl FnMut(pg_sys::HeapTuple) -> Result<()>,
-) -> Result<()> {
-    scan_directed(relation, index, snapshot, keys, pg_sys::ScanDirection::ForwardScanDirection, |tuple| {
-        row(tuple).map(|()| true)
-    })
-}
-
 /// Like [`scan`], against the index's order and under the latest committed state, until `row` says false.
 pub fn scan_backwards(
     relation: &Relation,
@@ -245,24 +233,13 @@ pub fn scan_backwards(
     keys: &mut [pg_sys::ScanKeyData],
     row: impl FnMut(pg_sys::HeapTuple) -> Result<bool>,
 ) -> Result<()> {
-    let latest = std::ptr::null_mut();
-    scan_directed(relation, index, latest, keys, pg_sys::ScanDirection::BackwardScanDirection, row)
-}
-
-fn scan_directed(
-    relation: &Relation,
-    index: pg_sys::Oid,
-    snapshot: pg_sys::Snapshot,
-    keys: &mut [pg_sys::ScanKeyData],
-    direction: pg_sys::ScanDirection::Type,
-    row: impl FnMut(pg_sys::HeapTuple) -> Result<bool>,
-) -> Result<()> {
     // SAFETY: index and scan live inside this function; tuples are only lent to `row`.
     unsafe {
         let index = pg_sys::index_open(index, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
-        let scan =
-            pg_sys::systable_beginscan_ordered(relation.0, index, snapshot, keys.len() as i32, keys.as_mut_ptr());
-        let outcome = walk(|| pg_sys::systable_getnext_ordered(scan, direction), row);
+        let (latest, count) = (std::ptr::null_mut(), keys.len() as i32);
+        let scan = pg_sys::systable_beginscan_ordered(relation.0, index, latest, count, keys.as_mut_ptr());
+        let backwards = pg_sys::ScanDirection::BackwardScanDirection;
+        let outcome = walk(|| pg_sys::systable_getnext_ordered(scan, backwards), row);
         pg_sys::systable_endscan_ordered(scan);
         pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
         outcome
@@ -278,6 +255,82 @@ fn walk(
         let tuple = next();
         if tuple.is_null() || !row(tuple)? {
             return Ok(());
+        }
+    }
+}
+
+/// A scan of an index that is begun once and repeated with other keys. The index has the table's columns in the same
+/// places, from the first.
+pub struct Ordered {
+    /// Where the scan's own memory is: whoever calls may reset the context that is current then.
+    memory: pg_sys::MemoryContext,
+    index: pg_sys::Relation,
+    scan: pg_sys::IndexScanDesc,
+    slot: *mut pg_sys::TupleTableSlot,
+}
+
+impl Ordered {
+    /// Opens a scan with so many keys. The table stays open for longer than this, and so does `memory`.
+    pub fn open(
+        relation: &Relation,
+        index: pg_sys::Oid,
+        snapshot: pg_sys::Snapshot,
+        keys: usize,
+        memory: pg_sys::MemoryContext,
+    ) -> Self {
+        // SAFETY: closed on drop; on an error PostgreSQL closes and frees it all.
+        unsafe {
+            let outer = pg_sys::MemoryContextSwitchTo(memory);
+            let index = pg_sys::index_open(index, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+            let slot = pg_sys::table_slot_create(relation.0, std::ptr::null_mut());
+            #[cfg(feature = "pg18")]
+            let scan = pg_sys::index_beginscan(relation.0, index, snapshot, std::ptr::null_mut(), keys as i32, 0);
+            #[cfg(not(feature = "pg18"))]
+            let scan = pg_sys::index_beginscan(relation.0, index, snapshot, keys as i32, 0);
+            pg_sys::MemoryContextSwitchTo(outer);
+            Ordered { memory, index, scan, slot }
+        }
+    }
+
+    /// Calls `row` with every tuple that matches, in the index's order.
+    pub fn scan(
+        &mut self,
+        keys: &mut [pg_sys::ScanKeyData],
+        mut row: impl FnMut(pg_sys::HeapTuple) -> Result<()>,
+    ) -> Result<()> {
+        // SAFETY: as many keys as at open(); a tuple is lent to `row` until the slot takes the next one.
+        unsafe {
+            let outer = pg_sys::MemoryContextSwitchTo(self.memory);
+            pg_sys::index_rescan(self.scan, keys.as_mut_ptr(), keys.len() as i32, std::ptr::null_mut(), 0);
+            let outcome = walk(
+                || {
+                    pg_sys::MemoryContextSwitchTo(self.memory);
+                    let forward = pg_sys::ScanDirection::ForwardScanDirection;
+                    let found = pg_sys::index_getnext_slot(self.scan, forward, self.slot);
+                    pg_sys::MemoryContextSwitchTo(outer);
+                    if found {
+                        pg_sys::ExecFetchSlotHeapTuple(self.slot, false, std::ptr::null_mut())
+                    } else {
+                        std::ptr::null_mut()
+                    }
+                },
+                |tuple| row(tuple).map(|()| true),
+            );
+            pg_sys::ExecClearTuple(self.slot);
+            outcome
+        }
+    }
+}
+
+impl Drop for Ordered {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened by open(), closed once.
+            unsafe {
+                pg_sys::index_endscan(self.scan);
+                pg_sys::ExecDropSingleTupleTableSlot(self.slot);
+                pg_sys::index_close(self.index, pg_sys::NoLock as pg_sys::LOCKMODE);
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ mod ceiling;
 mod denied;
 mod error;
 mod event;
+mod fault;
 mod fmgr;
 mod guard;
 mod home;

@@ -4,9 +4,12 @@
 //! that reads work on a standby and leave no trace on a primary (pgrx's `Spi::get_one` assigns one).
 
 use crate::error::{Error, Result};
+use crate::fault;
 use pgrx::datum::{DatumWithOid, FromDatum, IntoDatum};
 use pgrx::pg_sys;
-use pgrx::spi::Spi;
+use pgrx::spi::{OwnedPreparedStatement, PreparedStatement, Spi, SpiTupleTable};
+use std::cell::RefCell;
+use std::collections::HashMap;
 
 /// The first column of the first row; None for NULL or no row.
 pub fn one<T: FromDatum + IntoDatum>(query: &str, arguments: &[DatumWithOid<'_>]) -> Result<Option<T>> {
@@ -14,6 +17,51 @@ pub fn one<T: FromDatum + IntoDatum>(query: &str, arguments: &[DatumWithOid<'_>]
         let rows = client.select(query, Some(1), arguments)?;
         if rows.is_empty() { Ok(None) } else { Ok(rows.first().get_one::<T>()?) }
     })
+}
+
+/// A query that comes again and again: it is parsed and planned once in the life of this process. Its text must be one of a
+/// few. `rows` gets the result.
+pub fn kept<T>(
+    query: &str,
+    arguments: &[DatumWithOid<'_>],
+    rows: impl FnOnce(SpiTupleTable<'_>) -> Result<T>,
+) -> Result<T> {
+    Spi::connect(|client| {
+        rows(client.select(plan(query, arguments, |types| client.prepare(query, types))?, None, arguments)?)
+    })
+}
+
+/// The first column of the first row of such a query; None for NULL or no row.
+pub fn one_kept<T: FromDatum + IntoDatum>(query: &str) -> Result<Option<T>> {
+    kept(query, &[], |rows| if rows.is_empty() { Ok(None) } else { Ok(rows.first().get_one::<T>()?) })
+}
+
+/// The same for a statement that writes.
+pub fn run_kept(statement: &str, arguments: &[DatumWithOid<'_>]) -> Result<()> {
+    Spi::connect_mut(|client| {
+        let plan = plan(statement, arguments, |types| client.prepare_mut(statement, types))?;
+        fault::point()?;
+        client.update(plan, None, arguments)?;
+        fault::point()
+    })
+}
+
+fn plan<'conn>(
+    text: &str,
+    arguments: &[DatumWithOid<'_>],
+    prepare: impl FnOnce(&[pg_sys::PgOid]) -> pgrx::spi::SpiResult<PreparedStatement<'conn>>,
+) -> Result<&'static OwnedPreparedStatement> {
+    thread_local! {
+        /// Never dropped: PostgreSQL may be gone when thread-local values are.
+        static KEPT: RefCell<HashMap<String, &'static OwnedPreparedStatement>> = RefCell::default();
+    }
+    if let Some(plan) = KEPT.with_borrow(|kept| kept.get(text).copied()) {
+        return Ok(plan);
+    }
+    let types: Vec<_> = arguments.iter().map(|argument| pg_sys::PgOid::from(argument.oid())).collect();
+    let plan: &'static _ = Box::leak(Box::new(prepare(&types)?.keep()));
+    KEPT.with_borrow_mut(|kept| kept.insert(text.to_owned(), plan));
+    Ok(plan)
 }
 
 /// Which state of the catalogs a query sees.

@@ -8,7 +8,7 @@
 use crate::error::{Error, OrRaise, Result};
 use crate::log::sequencer::{self, Outcome, Tails};
 use crate::shmem::{self, Database};
-use crate::{backend, catalog, denied, home, settings};
+use crate::{backend, catalog, denied, fault, home, settings};
 use pgrx::prelude::*;
 use std::ffi::{CStr, c_char, c_int, c_long};
 use std::sync::atomic::Ordering;
@@ -112,7 +112,9 @@ fn in_transaction<T>(repeatable_read: bool, body: impl FnOnce() -> Result<T>) ->
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let result = body().or_raise();
         pg_sys::PopActiveSnapshot();
+        fault::point().or_raise();
         pg_sys::CommitTransactionCommand();
+        fault::point().or_raise();
         pg_sys::pgstat_report_stat(true);
         result
     }

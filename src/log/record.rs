@@ -4,7 +4,7 @@
 //! so that they cannot differ. Never writes.
 #![allow(unsafe_code)] // tuples are taken apart by column type
 
-use crate::catalog::{Columns, Relation, catalog, scan, scan_key, scan_ordered, text, varlena};
+use crate::catalog::{Columns, Ordered, Relation, catalog, scan, scan_key, text, varlena};
 use crate::error::{Error, Result};
 use crate::event;
 use agd_core::{Entry, EventId, ImageKind, image_digest};
@@ -68,6 +68,8 @@ pub struct Context {
 
 /// Reads events and their contexts under one snapshot.
 pub struct Reader {
+    /// A scan of agd.event by transaction, kept from one to the next; closed before the table is.
+    events_in_order: Option<Ordered>,
     events: Relation,
     transactions: Relation,
     event_pkey: pg_sys::Oid,
@@ -75,10 +77,12 @@ pub struct Reader {
     snapshot: pg_sys::Snapshot,
     registered: bool,
     columns: Columns,
+    memory: pg_sys::MemoryContext,
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
+        self.events_in_order = None;
         if self.registered && !std::thread::panicking() {
             // SAFETY: registered by latest(); after an error the resource owner has let go of it.
             unsafe { pg_sys::UnregisterSnapshot(self.snapshot) };
@@ -102,6 +106,7 @@ impl Reader {
     fn under(snapshot: pg_sys::Snapshot, registered: bool) -> Result<Self> {
         let catalog = catalog()?;
         Ok(Reader {
+            events_in_order: None,
             events: Relation::open(catalog.event, pg_sys::AccessShareLock),
             transactions: Relation::open(catalog.transaction, pg_sys::AccessShareLock),
             event_pkey: catalog.event_pkey,
@@ -109,11 +114,13 @@ impl Reader {
             snapshot,
             registered,
             columns: Columns::default(),
+            // SAFETY: reads a process global; the context that is current here outlives its reader.
+            memory: unsafe { pg_sys::CurrentMemoryContext },
         })
     }
 
-    /// Calls `each` with (stamp, xact_id) of every visible transaction record in `[from, to)`.
-    pub fn transactions_between(&self, from: u64, to: u64, mut each: impl FnMut(i64, u64)) -> Result<()> {
+    /// Calls `each` with every visible transaction record in `[from, to)`.
+    pub fn contexts_between(&self, from: u64, to: u64, mut each: impl FnMut(Context)) -> Result<()> {
         let mut keys = [
             scan_key(1, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_XID8GE, pg_sys::Datum::from(from)),
             scan_key(1, pg_sys::BTLessStrategyNumber, pg_sys::F_XID8LT, pg_sys::Datum::from(to)),
@@ -121,39 +128,15 @@ impl Reader {
         let mut columns = Columns::default();
         scan(&self.transactions, Some(self.transaction_pkey), self.snapshot, &mut keys, |tuple| {
             columns.deform(tuple, self.transactions.descriptor());
-            let number = |index| columns.get(index).map_or(0, |value: pg_sys::Datum| value.value() as u64);
-            each(number(event::TRANSACTION_STAMP) as i64, number(event::TRANSACTION_XACT_ID));
+            each(read_context(&columns)?);
             Ok(())
         })
     }
 
     /// The record of one transaction, if it is visible.
     pub fn context(&self, xact_id: u64) -> Result<Option<Context>> {
-        let mut keys = [scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(xact_id))];
-        let mut columns = Columns::default();
         let mut found = None;
-        scan(&self.transactions, Some(self.transaction_pkey), self.snapshot, &mut keys, |tuple| {
-            columns.deform(tuple, self.transactions.descriptor());
-            let string = |index| -> Result<Option<String>> {
-                // SAFETY: these columns are text.
-                columns.get(index).map(|value| unsafe { text(value) }.map(str::to_owned)).transpose()
-            };
-            let number = |index| columns.get(index).map_or(0, |value: pg_sys::Datum| value.value());
-            found = Some(Context {
-                xact_id,
-                stamp: number(event::TRANSACTION_STAMP) as i64,
-                events: number(event::TRANSACTION_EVENTS) as i32,
-                session_user_name: string(event::TRANSACTION_SESSION_USER)?.unwrap_or_default(),
-                role_name: string(event::TRANSACTION_ROLE)?.unwrap_or_default(),
-                principal: string(event::TRANSACTION_PRINCIPAL)?,
-                fleet_id: string(event::TRANSACTION_FLEET)?,
-                cause: string(event::TRANSACTION_CAUSE)?,
-                binding: string(event::TRANSACTION_BINDING)?.unwrap_or_default(),
-                application_name: string(event::TRANSACTION_APPLICATION)?,
-                client_addr: string(event::TRANSACTION_CLIENT)?,
-            });
-            Ok(())
-        })?;
+        self.contexts_between(xact_id, xact_id.saturating_add(1), |context| found = Some(context))?;
         Ok(found)
     }
 
@@ -166,9 +149,16 @@ impl Reader {
     ) -> Result<()> {
         let mut keys =
             [scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(context.xact_id))];
+        let events = match &mut self.events_in_order {
+            Some(events) => events,
+            None => {
+                let scan = Ordered::open(&self.events, self.event_pkey, self.snapshot, keys.len(), self.memory);
+                self.events_in_order.insert(scan)
+            }
+        };
         let columns = &mut self.columns;
         let descriptor = self.events.descriptor();
-        scan_ordered(&self.events, self.event_pkey, self.snapshot, &mut keys, |tuple| {
+        events.scan(&mut keys, |tuple| {
             columns.deform(tuple, descriptor);
             let (key, tenant) = write_entry(context, columns, entry)?;
             each(key, tenant, entry)
@@ -192,6 +182,28 @@ impl Reader {
         })?;
         Ok(found)
     }
+}
+
+/// A row of agd.transaction.
+fn read_context(columns: &Columns) -> Result<Context> {
+    let string = |index| -> Result<Option<String>> {
+        // SAFETY: these columns are text.
+        columns.get(index).map(|value| unsafe { text(value) }.map(str::to_owned)).transpose()
+    };
+    let number = |index| columns.get(index).map_or(0, |value: pg_sys::Datum| value.value());
+    Ok(Context {
+        xact_id: number(event::TRANSACTION_XACT_ID) as u64,
+        stamp: number(event::TRANSACTION_STAMP) as i64,
+        events: number(event::TRANSACTION_EVENTS) as i32,
+        session_user_name: string(event::TRANSACTION_SESSION_USER)?.unwrap_or_default(),
+        role_name: string(event::TRANSACTION_ROLE)?.unwrap_or_default(),
+        principal: string(event::TRANSACTION_PRINCIPAL)?,
+        fleet_id: string(event::TRANSACTION_FLEET)?,
+        cause: string(event::TRANSACTION_CAUSE)?,
+        binding: string(event::TRANSACTION_BINDING)?.unwrap_or_default(),
+        application_name: string(event::TRANSACTION_APPLICATION)?,
+        client_addr: string(event::TRANSACTION_CLIENT)?,
+    })
 }
 
 /// The canonical bytes of an event's entry, into `out` (cleared first). Returns its key and tenant.
@@ -248,6 +260,14 @@ fn write_entry<'a>(context: &Context, row: &'a Columns, out: &mut Vec<u8>) -> Re
 }
 
 fn uuid_text(bytes: &[u8]) -> String {
-    let digits = hex::encode(bytes);
-    format!("{}-{}-{}-{}-{}", &digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..])
+    let mut text = String::with_capacity(36);
+    for (position, byte) in bytes.iter().enumerate() {
+        if matches!(position, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        for digit in [byte >> 4, byte & 15] {
+            text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+        }
+    }
+    text
 }

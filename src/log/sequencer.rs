@@ -12,11 +12,13 @@
 use crate::catalog::Scratch;
 use crate::error::{Error, Result};
 use crate::event::{self, Record};
-use crate::log::record::{EventKey, Reader};
+use crate::log::record::{Context, EventKey, Reader};
 use crate::log::storage::{self, Log};
-use crate::{backend, home, query};
+use crate::{backend, fault, home, query};
 use agd_core::{Checkpoint, TILE_WIDTH, leaf_hash, name};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 /// Which tails (leaves beyond the last multiple of 256) a pass anchors.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +50,16 @@ pub fn stamp_floor() -> Result<(i64, u64)> {
     Ok((integrated.last_stamp, integrated.xmin))
 }
 
+/// A transaction whose events are to be integrated.
+struct Due {
+    stamp: i64,
+    xact_id: u64,
+    context: Option<Box<Context>>,
+}
+
+/// So many transactions of a pass keep their record in memory from the first look at it; the others are read again.
+const CONTEXTS_KEPT: usize = 10_000;
+
 struct Pass {
     platform: Log,
     tenants: HashMap<String, Log>,
@@ -61,17 +73,21 @@ struct Pass {
 pub fn pass(tails: Tails) -> Result<Outcome> {
     let Some(residence) = home::residence()? else { return Ok(Outcome::default()) };
     let old = storage::integrated()?;
-    let snapshot = query::one::<String>("SELECT pg_catalog.pg_current_snapshot()::text", &[])?
+    let snapshot = query::one_kept::<String>("SELECT pg_catalog.pg_current_snapshot()::text")?
         .ok_or_else(|| Error::Internal("agd: no snapshot".into()))?;
     let (snapshot, xmax) = in_recorded_ids(&snapshot, residence.base)
         .ok_or_else(|| Error::Internal(format!("agd: cannot read the snapshot {snapshot}")))?;
 
     let mut reader = Reader::active()?;
-    let mut due: Vec<(i64, u64)> = Vec::new();
-    for &xact_id in &old.in_progress {
-        reader.transactions_between(xact_id, xact_id + 1, |stamp, xact_id| due.push((stamp, xact_id)))?;
+    let mut due: Vec<Due> = Vec::new();
+    let ranges = old.in_progress.iter().map(|&xact_id| (xact_id, xact_id + 1)).chain([(old.xmax, xmax)]);
+    for (from, to) in ranges {
+        reader.contexts_between(from, to, |context| {
+            let (stamp, xact_id) = (context.stamp, context.xact_id);
+            let context = (due.len() < CONTEXTS_KEPT).then(|| Box::new(context));
+            due.push(Due { stamp, xact_id, context });
+        })?;
     }
-    reader.transactions_between(old.xmax, xmax, |stamp, xact_id| due.push((stamp, xact_id)))?;
     let waiting_tails = match tails {
         Tails { open_since: i64::MAX, .. } => {
             storage::all_logs()?.into_iter().filter(|log| log.open_since.is_some()).collect()
@@ -82,9 +98,9 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
         return Ok(Outcome::default());
     }
     storage::lock_sequencer()?;
-    due.sort_unstable();
+    due.sort_unstable_by_key(|due| (due.stamp, due.xact_id));
 
-    let guard_state = query::one::<Vec<u8>>("SELECT agd.guard_state()", &[])?.unwrap_or_default();
+    let guard_state = guard_state(tails)?;
     let mut pass = Pass {
         platform: storage::platform_log()?,
         tenants: HashMap::new(),
@@ -94,25 +110,28 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
         outcome: Outcome::default(),
     };
     if old.guard_state.as_ref() != Some(&pass.guard_state) {
-        event::insert(&own_record("GUARD.STATE", &format!("sha256:{}", hex::encode(&pass.guard_state))))?;
+        record("GUARD.STATE", &format!("sha256:{}", hex::encode(&pass.guard_state)))?;
         pass.outcome.recorded = true;
     }
 
     if let Some(earlier) = residence.earlier_timeline {
-        event::insert(&own_record("TIMELINE", &home::change_timeline(earlier)?))?;
+        record("TIMELINE", &home::change_timeline(earlier)?)?;
         pass.outcome.recorded = true;
     }
 
     let mut last_stamp = old.last_stamp;
     let mut entry = Vec::with_capacity(1024);
     let scratch = Scratch::new();
-    for (stamp, xact_id) in due {
+    for Due { stamp, xact_id, context } in due {
         pgrx::check_for_interrupts!();
         last_stamp = last_stamp.max(stamp);
         scratch.with(|| -> Result<()> {
-            let context = reader
-                .context(xact_id)?
-                .ok_or_else(|| Error::Internal(format!("agd: transaction {xact_id} vanished from its snapshot")))?;
+            let context = match context {
+                Some(context) => *context,
+                None => reader
+                    .context(xact_id)?
+                    .ok_or_else(|| Error::Internal(format!("agd: transaction {xact_id} vanished from its snapshot")))?,
+            };
             reader.events_of(&context, &mut entry, |key, tenant, entry| pass.integrate(key, tenant, stamp, entry))
         })?;
     }
@@ -131,6 +150,41 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
     Ok(pass.outcome)
 }
 
+thread_local! {
+    /// The guard state, and when it was computed. None: something changed since.
+    static GUARD_STATE: RefCell<Option<(Vec<u8>, Instant)>> = const { RefCell::new(None) };
+    /// How often something changed.
+    static CHANGES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A guard state that no invalidation has reached is computed anew after this long: who changes the catalogs by hand may
+/// send none.
+const GUARD_STATE_AGE: Duration = Duration::from_secs(1);
+
+/// Some relation changed: the guards may have, too.
+pub fn forget_guard_state() {
+    GUARD_STATE.set(None);
+    CHANGES.set(CHANGES.get().wrapping_add(1));
+}
+
+/// The guards' present state. A pass by age or on request always computes it; under load, where one pass follows the other, a
+/// fresh one is used again.
+fn guard_state(tails: Tails) -> Result<Vec<u8>> {
+    let by_count = tails.open_since == i64::MIN;
+    let fresh = GUARD_STATE.with_borrow(|known| {
+        known.as_ref().filter(|(_, at)| by_count && at.elapsed() < GUARD_STATE_AGE).map(|(state, _)| state.clone())
+    });
+    if let Some(state) = fresh {
+        return Ok(state);
+    }
+    let (changes, began) = (CHANGES.get(), Instant::now());
+    let state = query::one_kept::<Vec<u8>>("SELECT agd.guard_state()")?.unwrap_or_default();
+    if CHANGES.get() == changes {
+        GUARD_STATE.set(Some((state.clone(), began)));
+    }
+    Ok(state)
+}
+
 /// A snapshot's text (`xmin:xmax:xip,xip`) with the numbers that its transactions are recorded under, and its xmax.
 fn in_recorded_ids(snapshot: &str, base: u64) -> Option<(String, u64)> {
     let raised = |id: &str| id.parse::<u64>().ok()?.checked_add(base);
@@ -140,8 +194,11 @@ fn in_recorded_ids(snapshot: &str, base: u64) -> Option<(String, u64)> {
     Some((format!("{xmin}:{xmax}:{}", list.collect::<Option<Vec<_>>>()?.join(",")), xmax))
 }
 
-fn own_record<'a>(action: &'a str, body: &'a str) -> Record<'a> {
-    Record { body: Some(body), ..Record::of(action) }
+/// An event of the worker's own.
+fn record(action: &str, body: &str) -> Result<()> {
+    fault::point()?;
+    event::insert(&Record { body: Some(body), ..Record::of(action) })?;
+    fault::point()
 }
 
 impl Pass {
@@ -187,7 +244,7 @@ fn anchor(log: &mut Log, guard_state: &[u8], now: i64, outcome: &mut Outcome) ->
         outcome.platform_anchors += 1;
     } else {
         let checkpoint = Checkpoint { origin: log.origin.clone(), size: log.tree.size(), root };
-        event::insert(&own_record("CHECKPOINT", &checkpoint.to_string()))?;
+        record("CHECKPOINT", &checkpoint.to_string())?;
         outcome.recorded = true;
     }
     Ok(())

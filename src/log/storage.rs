@@ -6,6 +6,7 @@
 use crate::catalog::{Columns, Relation, catalog, scan, varlena};
 use crate::error::{Error, Result};
 use crate::log::record::EventKey;
+use crate::query;
 use agd_core::{HASH_SIZE, Hash, TILE_WIDTH, TiledTree, tile};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys;
@@ -125,10 +126,8 @@ fn read_log(row: &SpiHeapTupleData<'_>) -> Result<Log> {
 }
 
 fn read_logs(condition: &str, arguments: &[pgrx::datum::DatumWithOid<'_>]) -> Result<Vec<Log>> {
-    Spi::connect(|client| {
-        let query = format!("SELECT {COLUMNS} FROM agd.log WHERE {condition} ORDER BY tenant NULLS LAST");
-        client.select(query.as_str(), None, arguments)?.map(|row| read_log(&row)).collect()
-    })
+    let query = format!("SELECT {COLUMNS} FROM agd.log WHERE {condition} ORDER BY tenant NULLS LAST");
+    query::kept(&query, arguments, |rows| rows.map(|row| read_log(&row)).collect())
 }
 
 /// The log of a tenant (None: of the platform), if there is one.
@@ -227,7 +226,7 @@ impl Log {
     pub fn anchor(&mut self, guard_state: &[u8], now: i64) -> Result<Hash> {
         let root = self.tree.root();
         writing(|| {
-            Spi::run_with_args(
+            query::run_kept(
                 "INSERT INTO agd.checkpoint (log_id, tree_size, root_hash, guard_state, anchored_at)
                  VALUES ($1, $2, $3, $4, $5)",
                 &[
@@ -238,7 +237,6 @@ impl Log {
                     timestamp(now)?.into(),
                 ],
             )
-            .map_err(Error::from)
         })?;
         self.open_since = None;
         self.changed = true;
@@ -253,7 +251,7 @@ impl Log {
         let open: Vec<u8> = self.tree.open_tiles().iter().flatten().flatten().copied().collect();
         let time = |micros: Option<i64>| micros.map(timestamp).transpose();
         writing(|| {
-            Spi::run_with_args(
+            query::run_kept(
                 "UPDATE agd.log SET size = $2, open_tiles = $3, open_keys = $4, open_first_stamp = $5,
                         open_last_stamp = $6, open_since = $7 WHERE log_id = $1",
                 &[
@@ -266,7 +264,6 @@ impl Log {
                     time(self.open_since)?.into(),
                 ],
             )
-            .map_err(Error::from)
         })?;
         self.changed = false;
         Ok(())
@@ -283,7 +280,7 @@ fn store_tile(
 ) -> Result<()> {
     let time = |micros: Option<i64>| micros.map(timestamp).transpose();
     writing(|| {
-        Spi::run_with_args(
+        query::run_kept(
             "INSERT INTO agd.tile (log_id, level, tile_index, hashes, event_keys, first_stamp, last_stamp)
              VALUES ($1, $2, $3, $4, $5, $6, $7)",
             &[
@@ -296,7 +293,6 @@ fn store_tile(
                 time(stamps.map(|stamps| stamps.1))?.into(),
             ],
         )
-        .map_err(Error::from)
     })
 }
 
@@ -368,16 +364,15 @@ pub fn integrated() -> Result<Integrated> {
 
 /// Keeps every other sequencer out until this transaction ends.
 pub fn lock_sequencer() -> Result<()> {
-    writing(|| Spi::run("SELECT FROM agd.sequencer FOR UPDATE").map_err(Error::from))
+    writing(|| query::run_kept("SELECT FROM agd.sequencer FOR UPDATE", &[]))
 }
 
 /// Stores what is integrated now.
 pub fn save_integrated(snapshot: &str, last_stamp: i64, guard_state: &[u8]) -> Result<()> {
     writing(|| {
-        Spi::run_with_args(
+        query::run_kept(
             "UPDATE agd.sequencer SET integrated = $1::pg_catalog.pg_snapshot, last_stamp = $2, guard_state = $3",
             &[snapshot.into(), timestamp(last_stamp)?.into(), guard_state.into()],
         )
-        .map_err(Error::from)
     })
 }
