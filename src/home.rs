@@ -251,17 +251,11 @@ pub struct Residence {
 
 /// None: the record is not at home here, or there is none yet. There is nothing to integrate then.
 pub fn residence() -> Result<Option<Residence>> {
-    let found = Spi::connect(|client| {
-        client
-            .select(
-                "SELECT h.xact_id_base, h.timeline FROM agd.home h WHERE h.system_identifier = $1 AND h.database = $2",
-                Some(1),
-                &[system_identifier().into(), this_database().into()],
-            )?
-            .next()
-            .map(|row| Ok::<_, pgrx::spi::Error>((row.get::<i64>(1)?, row.get::<i32>(2)?)))
-            .transpose()
-    })?;
+    let found = query::kept(
+        "SELECT h.xact_id_base, h.timeline FROM agd.home h WHERE h.system_identifier = $1 AND h.database = $2",
+        &[system_identifier().into(), this_database().into()],
+        |mut rows| rows.next().map(|row| Ok((row.get::<i64>(1)?, row.get::<i32>(2)?))).transpose(),
+    )?;
     Ok(found.map(|(base, earlier)| Residence {
         base: base.unwrap_or_default().cast_unsigned(),
         earlier_timeline: earlier.filter(|earlier| *earlier != timeline()),

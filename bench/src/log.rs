@@ -1,5 +1,6 @@
 //! What happens after the commit: integration, proofs, verification inside the database and from files alone.
 
+use crate::plot::Plot;
 use crate::report::Section;
 use crate::scratch::Scratch;
 use crate::server::{self, Session};
@@ -50,8 +51,18 @@ fn growth(bench: &Bench, cluster: &Cluster, session: &mut Session) -> Result<Sec
     let mut section = Section::new(
         "log",
         "The log as it grows: integration (sequencer and anchors), inclusion proofs",
-        &["log size, events", "events/s, one transaction", "events/s, small transactions", "goal", "proof, ms", "goal"],
+        &[
+            "log size, events",
+            "events/s, one transaction",
+            "events/s, small transactions",
+            "goal",
+            "proof, ms",
+            "goal",
+            "log, bytes an event",
+            "goal",
+        ],
     );
+    let (mut one, mut several, mut proving) = (Vec::new(), Vec::new(), Vec::new());
     for size in sizes {
         let now = grow(bench, session, size)?;
         let batch = batch(size);
@@ -78,13 +89,36 @@ fn growth(bench: &Bench, cluster: &Cluster, session: &mut Session) -> Result<Sec
             "≥ 250,000".into(),
             milliseconds(&proofs),
             "≤ 1".into(),
+            format!("{:.1}", bytes_per_event(session)?),
+            "≤ 60".into(),
         ]);
+        one.push((now as f64, median(&large)));
+        several.push((now as f64, median(&small)));
+        if !proofs.is_empty() {
+            proving.push((now as f64, median(&proofs)));
+        }
         section.raw[format!("at {now} / one_transaction / events_per_s")] = raw(&large);
         section.raw[format!("at {now} / small_transactions / events_per_s")] = raw(&small);
         if !proofs.is_empty() {
             section.raw[format!("at {now} / inclusion_proof_ms")] = raw(&proofs);
         }
     }
+    section.plots = vec![
+        Plot {
+            name: "integration".into(),
+            title: "Integration as the log grows".into(),
+            unit: "events/s".into(),
+            goal: Some(250_000.0),
+            curves: vec![("one transaction".into(), one), (format!("transactions of {SMALL} events"), several)],
+        },
+        Plot {
+            name: "proof".into(),
+            title: "agd.inclusion_proof() as the log grows".into(),
+            unit: "milliseconds".into(),
+            goal: Some(1.0),
+            curves: vec![("median".into(), proving)],
+        },
+    ];
     section.notes.push(format!(
         "At each size {} to {} events wait while a lock holds the worker back; timed is from the lock's release until \
          agd.anchor() returns, with all of them in leaves, tiles and anchors, and on disk. Small transactions: {SMALL} \
@@ -107,6 +141,16 @@ fn rows(number: u64) -> String {
 
 fn milliseconds(times: &[f64]) -> String {
     if times.is_empty() { "not there".into() } else { format!("{:.2}", median(times)) }
+}
+
+/// What the log takes on disk beyond the events and their transactions.
+fn bytes_per_event(session: &mut Session) -> Result<f64> {
+    session.one(
+        "SELECT (pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid))
+                   / (SELECT pg_catalog.sum(l.size) FROM agd.log l))::float8
+           FROM pg_catalog.pg_class c
+          WHERE c.oid IN ('agd.log'::regclass, 'agd.tile'::regclass, 'agd.checkpoint'::regclass, 'agd.sequencer'::regclass)",
+    )
 }
 
 /// Leaves of all logs together.

@@ -12,6 +12,7 @@ mod bulk;
 mod log;
 mod machine;
 mod options;
+mod plot;
 mod report;
 mod scratch;
 mod server;

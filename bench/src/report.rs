@@ -1,6 +1,7 @@
 //! The tables, as Markdown that reads well in a terminal too, and all single figures as JSON.
 
 use crate::options::Options;
+use crate::plot::Plot;
 use crate::server::{self, Session};
 use crate::{Bench, Result, machine, stats};
 use serde_json::{Map, Value, json};
@@ -22,6 +23,8 @@ pub struct Section {
     pub notes: Vec<String>,
     /// Every single figure.
     pub raw: Value,
+    /// Curves to be drawn beside the table.
+    pub plots: Vec<Plot>,
 }
 
 impl Section {
@@ -34,6 +37,7 @@ impl Section {
             rows: Vec::new(),
             notes: Vec::new(),
             raw: Value::Object(Map::new()),
+            plots: Vec::new(),
         }
     }
 }
@@ -154,6 +158,10 @@ impl Report {
         let mut text = self.heading();
         for section in &self.sections {
             text.push_str(&format!("\n{section}"));
+        }
+        for plot in self.sections.iter().flat_map(|section| &section.plots) {
+            let plot = Plot { name: format!("{name}-{}", plot.name), ..plot.clone() };
+            plot.write(folder)?;
         }
         if !failed.is_empty() {
             text.push_str(&format!("\nCould not be measured: {}.\n", failed.join(", ")));

@@ -2,13 +2,14 @@
 //! earlier one, and it catches up without help.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use agd_live_tests::record::{expect_each_event_in_one_leaf, expect_verified};
+use agd_live_tests::record::{expect_each_event_in_one_leaf, expect_verified, worker_pid};
 use agd_live_tests::{Cluster, eventually, expect_sqlstate};
 use postgres::Client;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -127,4 +128,129 @@ fn a_worker_that_is_killed_at_any_point_loses_nothing() {
 #[test]
 fn a_worker_that_fails_at_any_point_loses_nothing() {
     stop_everywhere("error");
+}
+
+/// The disk is full for the worker: writers go on and are recorded, and once there is room everything is in the log.
+#[test]
+fn a_full_disk_stops_the_worker_and_nobody_else() {
+    let cluster = Cluster::builder()
+        .own_initdb()
+        .setting("agd.anchor_max_age", "1h")
+        .setting("shared_buffers", "64MB")
+        .start()
+        .unwrap();
+    let database = cluster.agd_database("full").unwrap();
+    let mut client = database.connect().unwrap();
+    client.batch_execute(SETUP).unwrap();
+    agd_live_tests::record::anchor(&mut client);
+    let mut known = anchors(&mut client);
+    // A limit on the size of files is what a full disk is to the one process that has it: the write fails, with an error
+    // of the operating system's. Tiles pass 4 MB well before the end.
+    let pid = worker_pid(&mut client);
+    let limited = Command::new("prlimit").args(["--pid", &pid.to_string(), "--fsize=4194304"]).status().unwrap();
+    assert!(limited.success(), "prlimit (util-linux) sets the limit");
+    for from in (0..160_000).step_by(40_000) {
+        client
+            .batch_execute(&format!("INSERT INTO p SELECT g FROM generate_series({from} + 1, {from} + 40000) g"))
+            .unwrap();
+    }
+    eventually("the worker failed", SOON, || number(&mut client, "SELECT worker_failures FROM agd.stat") > 0);
+    let why: String = client.query_one("SELECT worker_last_failure FROM agd.stat", &[]).unwrap().get(0);
+    assert!(why.contains("could not"), "{why}");
+    // Its successor has no limit.
+    eventually("it catches up", SOON, || {
+        client.query("SELECT agd.anchor()", &[]).is_ok_and(|anchors| anchors.is_empty())
+    });
+    expect_whole(&mut client, &mut known);
+}
+
+/// Thousands of transactions in progress: what is beside them is integrated, and each of them when it is over.
+#[test]
+fn thousands_of_open_transactions() {
+    const OPEN: usize = 3000;
+    let cluster = Cluster::builder()
+        .setting("agd.anchor_max_age", "1h")
+        .setting("max_prepared_transactions", &(OPEN + 10).to_string())
+        .setting("max_locks_per_transaction", "64")
+        .start()
+        .unwrap();
+    let database = cluster.agd_database("open").unwrap();
+    let mut client = database.connect().unwrap();
+    client.batch_execute(SETUP).unwrap();
+    for id in 0..OPEN {
+        client.batch_execute(&format!("BEGIN; INSERT INTO p VALUES ({id}); PREPARE TRANSACTION 'open {id}'")).unwrap();
+        if id % 100 == 0 {
+            client.batch_execute(&format!("INSERT INTO t VALUES ('acme', {id}, 'beside')")).unwrap();
+        }
+    }
+    let mut known = Anchors::new();
+    let in_log = "SELECT count(*) FROM agd.events WHERE action = 'INSERT' AND relation IN ('public.t', 'public.p') \
+                  AND leaf_index IS NOT NULL";
+    agd_live_tests::record::anchor(&mut client);
+    assert_eq!(number(&mut client, in_log), (OPEN / 100) as i64);
+    expect_whole(&mut client, &mut known);
+    // They end in another order than they began: some now, some after a crash, some never.
+    for id in (0..OPEN).rev().step_by(2) {
+        client.batch_execute(&format!("COMMIT PREPARED 'open {id}'")).unwrap();
+    }
+    agd_live_tests::record::anchor(&mut client);
+    assert_eq!(number(&mut client, in_log), (OPEN / 100 + OPEN / 2) as i64);
+    cluster.kill9_server().unwrap();
+    cluster.start().unwrap();
+    let mut client = database.connect().unwrap();
+    for (turn, id) in (0..OPEN).step_by(2).enumerate() {
+        let how = if turn % 3 == 0 { "ROLLBACK" } else { "COMMIT" };
+        client.batch_execute(&format!("{how} PREPARED 'open {id}'")).unwrap();
+    }
+    agd_live_tests::record::anchor(&mut client);
+    assert_eq!(number(&mut client, in_log), (OPEN / 100 + OPEN / 2 + OPEN / 2 - OPEN / 2 / 3) as i64);
+    expect_whole(&mut client, &mut known);
+}
+
+/// Thousands of tenants, each with a log and a tail of its own. `AGD_TENANTS` says how many.
+#[test]
+fn thousands_of_tenants() {
+    let tenants: i64 = std::env::var("AGD_TENANTS").map_or(1000, |number| number.parse().unwrap());
+    let cluster = Cluster::builder().setting("agd.anchor_max_age", "1h").start().unwrap();
+    let database = cluster.agd_database("tenants").unwrap();
+    let mut client = database.connect().unwrap();
+    client.batch_execute(SETUP).unwrap();
+    client
+        .batch_execute(&format!(
+            "DO $$ BEGIN FOR i IN 1..{tenants} LOOP PERFORM agd.create_tenant('t' || i); END LOOP; END $$;
+             INSERT INTO t SELECT 't' || g, 1, 'x' FROM generate_series(1, {tenants}) g"
+        ))
+        .unwrap();
+    let began = Instant::now();
+    agd_live_tests::record::anchor(&mut client);
+    println!("{tenants} new logs integrated and anchored in {:.1} s", began.elapsed().as_secs_f64());
+    let mut known = Anchors::new();
+    assert_eq!(number(&mut client, "SELECT count(DISTINCT origin) FROM agd.anchors"), tenants + 1);
+    // One of them writes: the others cost nothing.
+    client.batch_execute("INSERT INTO t VALUES ('t7', 2, 'x')").unwrap();
+    let began = Instant::now();
+    assert!(agd_live_tests::record::anchor(&mut client) <= 3);
+    println!("one more event in {:.3} s", began.elapsed().as_secs_f64());
+    let began = Instant::now();
+    expect_whole(&mut client, &mut known);
+    println!("verified in {:.1} s", began.elapsed().as_secs_f64());
+}
+
+/// One transaction of very many events. `AGD_EVENTS` says how many.
+#[test]
+fn one_very_large_transaction() {
+    let events: i64 = std::env::var("AGD_EVENTS").map_or(100_000, |number| number.parse().unwrap());
+    let cluster = Cluster::builder().setting("agd.anchor_max_age", "1h").start().unwrap();
+    let database = cluster.agd_database("large").unwrap();
+    let mut client = database.connect().unwrap();
+    client.batch_execute(SETUP).unwrap();
+    client.batch_execute(&format!("INSERT INTO p SELECT g FROM generate_series(1, {events}) g")).unwrap();
+    let began = Instant::now();
+    agd_live_tests::record::anchor(&mut client);
+    println!("{events} events integrated in {:.1} s", began.elapsed().as_secs_f64());
+    let leaves = number(&mut client, "SELECT max(tree_size) FROM agd.anchors WHERE tenant IS NULL");
+    assert!(leaves > events, "{leaves}");
+    let full = "SELECT count(*) FROM agd.anchors WHERE tenant IS NULL AND tree_size % 256 = 0";
+    assert_eq!(number(&mut client, full), leaves / 256);
+    expect_verified(&mut client);
 }
