@@ -254,3 +254,44 @@ fn one_very_large_transaction() {
     assert_eq!(number(&mut client, full), leaves / 256);
     expect_verified(&mut client);
 }
+
+/// A quiet database costs nothing: once everything is anchored, launcher and worker sleep until somebody writes.
+#[test]
+fn a_quiet_database_wakes_nobody() {
+    // Nothing of PostgreSQL's own may wake them: autovacuum and the statistics of others send invalidations.
+    let cluster =
+        Cluster::builder().setting("autovacuum", "off").setting("agd.anchor_max_age", "300ms").start().unwrap();
+    let database = cluster.agd_database("quiet").unwrap();
+    let mut client = database.connect().unwrap();
+    client.batch_execute(SETUP).unwrap();
+    client.batch_execute("INSERT INTO p SELECT generate_series(1, 1000)").unwrap();
+    let open = "SELECT count(*) FROM agd.log WHERE open_since IS NOT NULL";
+    eventually("everything is anchored by age", SOON, || {
+        number(&mut client, open) == 0 && number(&mut client, "SELECT events_waiting FROM agd.stat") == 0
+    });
+    let launcher = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'agd launcher'";
+    let launcher: i32 = client.query_one(launcher, &[]).unwrap().get(0);
+    let worker = worker_pid(&mut client);
+    // How often a process went to sleep: as often as it woke.
+    let sleeps = || {
+        [launcher, worker].map(|pid| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
+            line.split_whitespace().last().unwrap().parse::<u64>().unwrap()
+        })
+    };
+    // Settled when two looks agree.
+    let mut before = sleeps();
+    eventually("both are asleep", SOON, || {
+        std::thread::sleep(Duration::from_millis(500));
+        let now = sleeps();
+        std::mem::replace(&mut before, now) == now
+    });
+    // Whoever looks once a second would wake five times; a page that has to be read counts as a sleep, too.
+    std::thread::sleep(Duration::from_secs(5));
+    let woke: Vec<u64> = sleeps().iter().zip(before).map(|(now, before)| now - before).collect();
+    assert!(woke.iter().all(|times| *times <= 2), "launcher and worker woke so often in 5 s: {woke:?}");
+    let before = sleeps();
+    client.batch_execute("INSERT INTO p VALUES (0)").unwrap();
+    eventually("one write wakes the worker", SOON, || sleeps()[1] > before[1]);
+}

@@ -4,6 +4,9 @@
 //! path (no empty, `.` or `..` segment) and a valid signed-note key name, and that no log's name can be taken for another
 //! log's tenant, incarnation or store folder. It never looks anything up.
 
+use std::fmt::Write as _;
+
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 /// The longest log name, in bytes. An origin is at most a tenant and two incarnation marks longer.
@@ -97,17 +100,24 @@ pub fn validate_origin(origin: &str) -> Result<(), NameError> {
 ///
 /// The database name is lower-cased (ASCII) and every byte outside `[a-z0-9.-]` becomes `-`. What would not be a valid
 /// segment is made one: a segment of dots only has its dots replaced by `-`, a reserved one and an empty one get a `-`
-/// at the end. Always valid. Not injective: databases `a_b` and `a-b` of one cluster get the same name.
+/// at the end. A name that is not as it was gets `-` and eight hexadecimal digits of its SHA-256, so that the databases
+/// `a_b` and `A-b` of one cluster have different logs. Always valid.
 pub fn default_log_name(system_identifier: u64, database: &str) -> String {
     let byte = |b: u8| {
         if is_segment_byte(b) { char::from(b) } else { '-' }
     };
-    let mut segment: String = database.bytes().map(|b| byte(b.to_ascii_lowercase())).take(100).collect();
+    let mut segment: String = database.bytes().map(|b| byte(b.to_ascii_lowercase())).take(80).collect();
     if is_reserved(&segment) || segment.is_empty() {
         segment.push('-');
     }
     if is_empty_or_dots(&segment) {
         segment = segment.replace('.', "-");
+    }
+    if segment != database {
+        segment.push('-');
+        for byte in &Sha256::digest(database.as_bytes())[..4] {
+            let _ = write!(segment, "{byte:02x}");
+        }
     }
     format!("agd-{system_identifier}/{segment}")
 }

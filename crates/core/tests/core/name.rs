@@ -59,20 +59,21 @@ fn log_names() {
 fn default_names() {
     for (database, name) in [
         ("postgres", "agd-7/postgres"),
-        ("Sales_EU", "agd-7/sales-eu"),
-        ("a b/c", "agd-7/a-b-c"),
-        ("é", "agd-7/--"),
-        (".", "agd-7/-"),
-        ("..", "agd-7/--"),
+        ("Sales_EU", "agd-7/sales-eu-20ba09a9"),
+        ("a b/c", "agd-7/a-b-c-539138d5"),
+        ("é", "agd-7/---4a99557e"),
+        (".", "agd-7/--cdb4ee2a"),
+        ("..", "agd-7/---5ec1f7e7"),
         ("a.b", "agd-7/a.b"),
-        ("", "agd-7/-"),
-        ("T", "agd-7/t-"),
-        ("i2", "agd-7/i2-"),
-        ("tile", "agd-7/tile-"),
+        ("", "agd-7/--e3b0c442"),
+        ("T", "agd-7/t--e632b709"),
+        ("i2", "agd-7/i2--420fce31"),
+        ("tile", "agd-7/tile--8b668b89"),
     ] {
         assert_eq!(default_log_name(7, database), name, "{database:?}");
     }
     assert_eq!(default_log_name(u64::MAX, "x"), "agd-18446744073709551615/x");
+    assert_ne!(default_log_name(7, "a_b"), default_log_name(7, "a-b"));
 }
 
 #[test]
