@@ -2,8 +2,8 @@
 """Makes the golden vectors of this folder.
 
 A second implementation of docs/formats.md, in another language and with nothing but the standard library, so that the
-vectors do not come from the code they check. Run it in this folder; it writes entries.json, images.json, tree.json and
-notes.json, always the same bytes.
+vectors do not come from the code they check. Run it in this folder; it writes entries.json, images.json, tree.json,
+notes.json and proofs.json, always the same bytes.
 """
 
 import base64
@@ -160,6 +160,18 @@ def vkey(name, key_type, seed):
 
 def signature_line(name, key_type, seed, signature):
     return f"— {name} {b64(key_id(name, key_type, seed) + signature)}\n"
+
+
+# --- tlog-proof -------------------------------------------------------------------------------------------------------
+
+
+def tlog_proof(extra, index, hashes, note):
+    lines = ["c2sp.org/tlog-proof@v1"]
+    if extra:
+        lines.append(f"extra {b64(extra)}")
+    lines.append(f"index {index}")
+    lines += [b64(h) for h in hashes]
+    return "\n".join(lines) + "\n\n" + note
 
 
 # --- agd --------------------------------------------------------------------------------------------------------------
@@ -356,6 +368,36 @@ def main():
             }
         )
     write("notes.json", {"notes": notes})
+
+    proofs = []
+    thousands = [event("n", n=n) for n in range(1_000)]
+    thousands = [entry(fields) for _, fields in thousands]
+    for log, index, size in (
+        (entries, 0, 1),
+        (entries, 0, 8),
+        (entries, 5, 8),
+        (entries, 6, 7),
+        (thousands, 0, 1_000),
+        (thousands, 256, 257),
+        (thousands, 999, 1_000),
+    ):
+        origin, seed = "agd-7/db", bytes(range(32))
+        hashes = [leaf_hash(e) for e in log[:size]]
+        body = checkpoint(origin, size, mth(hashes))
+        note = body + "\n" + signature_line(origin, 1, seed, sign(seed, body.encode()))
+        if size == 8:
+            note = notes[0]["cosigned"]
+        proofs.append(
+            {
+                "entry": log[index].hex(),
+                "index": index,
+                "size": size,
+                "path": [h.hex() for h in path(index, hashes)],
+                "vkey": vkey(origin, 1, seed),
+                "proof": tlog_proof(log[index], index, path(index, hashes), note),
+            }
+        )
+    write("proofs.json", {"proofs": proofs})
 
 
 if __name__ == "__main__":

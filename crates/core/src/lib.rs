@@ -3,8 +3,8 @@
 //! Owns the byte formats and the mathematics: what an event's entry looks like, how entries become a Merkle tree, how
 //! trees become tiles, proofs, checkpoints and signed notes. Promises that the same input gives the same bytes on every
 //! machine, that no input makes it panic, and that every file can be read by any client of the published formats
-//! (RFC 6962, RFC 9162, C2SP tlog-tiles, tlog-checkpoint, signed-note). It never does I/O, never reads a clock, never
-//! draws randomness and knows nothing of PostgreSQL. `docs/formats.md` describes every format byte by byte.
+//! (RFC 6962, RFC 9162, C2SP tlog-tiles, tlog-checkpoint, signed-note, tlog-proof). It never does I/O, never reads a
+//! clock, never draws randomness and knows nothing of PostgreSQL. `docs/formats.md` describes every format byte by byte.
 #![forbid(unsafe_code)]
 
 pub mod bundle;
@@ -17,6 +17,7 @@ pub mod name;
 pub mod note;
 pub mod proof;
 pub mod tile;
+pub mod tlog_proof;
 
 pub use bundle::BundleError;
 pub use checkpoint::{Checkpoint, CheckpointError};
@@ -26,3 +27,4 @@ pub use name::NameError;
 pub use note::{NoteError, NoteSignature, SignedNote, SigningKey, VerifierKey};
 pub use proof::{HashReader, ProofError};
 pub use tile::{FullTile, TILE_WIDTH, TileCoord, TiledTree};
+pub use tlog_proof::{TlogProof, TlogProofError};

@@ -9,6 +9,7 @@ use agd_core::merkle::{CompactRange, Hash, leaf_hash, root_of};
 use agd_core::note::{SignedNote, SigningKey, VerifierKey};
 use agd_core::proof::{TileHashReader, consistency_proof, inclusion_proof, verify_consistency, verify_inclusion};
 use agd_core::tile::tiles_for_size;
+use agd_core::tlog_proof::TlogProof;
 use serde_json::Value;
 
 fn read(file: &str) -> Value {
@@ -173,10 +174,32 @@ fn notes() {
 }
 
 #[test]
+fn proofs() {
+    for vector in list(&read("proofs.json"), "proofs") {
+        let (entry, path) = (hex::decode(text(vector, "entry")).unwrap(), hashes(vector, "path"));
+        let (index, size) = (number(vector, "index"), number(vector, "size"));
+        let proof = TlogProof::parse(text(vector, "proof")).unwrap();
+        assert_eq!((proof.extra(), proof.index(), proof.path()), (entry.as_slice(), index, path.as_slice()));
+        let made = TlogProof::new(entry.clone(), index, path, proof.note().clone()).unwrap();
+        assert_eq!(made.to_string(), text(vector, "proof"));
+
+        // What a reader does with it.
+        let key = VerifierKey::parse(text(vector, "vkey")).unwrap();
+        assert_eq!(proof.note().verify(std::slice::from_ref(&key)).unwrap(), [&key]);
+        let checkpoint = proof.checkpoint();
+        assert_eq!((checkpoint.origin.as_str(), checkpoint.size), (key.name(), size));
+        let leaf = leaf_hash(&entry);
+        assert_eq!(verify_inclusion(&leaf, index, checkpoint.size, proof.path(), &checkpoint.root), Ok(()));
+    }
+}
+
+#[test]
 fn the_examples_in_the_documentation() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/formats.md");
     let page = std::fs::read_to_string(path).unwrap();
     let (entries, notes, images) = (read("entries.json"), read("notes.json"), read("images.json"));
+    let proofs = read("proofs.json");
+    let proof = list(&proofs, "proofs").iter().find(|proof| number(proof, "size") == 257).unwrap();
     let (entry, note) = (&list(&entries, "entries")[0], &list(&notes, "notes")[0]);
     let image = list(&images, "images")
         .iter()
@@ -189,6 +212,7 @@ fn the_examples_in_the_documentation() {
         text(note, "vkey"),
         text(note, "witness_vkey"),
         text(note, "cosigned"),
+        text(proof, "proof"),
     ] {
         assert!(page.contains(example), "{example}");
     }

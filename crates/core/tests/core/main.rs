@@ -11,6 +11,7 @@ mod name;
 mod note;
 mod proof;
 mod tile;
+mod tlog_proof;
 
 use agd_core::merkle::{Hash, leaf_hash};
 
