@@ -34,9 +34,9 @@ BEGIN ATOMIC
    WHERE c.relkind NOT IN ('i', 'I')
   UNION ALL
   SELECT pg_catalog.format('index %s of %s', i.relname, c.relname),
-         pg_catalog.format('%s %s %s %s', x.indkey, x.indisunique, x.indisprimary, x.indpred)
+         pg_catalog.format('%s %s %s %s %s', x.indkey, x.indisunique, x.indisprimary, x.indexprs, x.indpred)
     FROM own c JOIN pg_catalog.pg_index x ON x.indrelid = c.oid JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
-   WHERE x.indisunique OR i.relname = 'tile_stamp'   -- others may be made for reports, and change nothing but speed
+   WHERE x.indisunique OR i.relname LIKE 'tile\_of\_%'   -- others may be made for reports, and change nothing but speed
   UNION ALL
   SELECT pg_catalog.format('constraint %s of %s', n.conname, c.relname),
          pg_catalog.format('%s %s %s %s', n.contype, n.convalidated, n.conkey, n.conbin)

@@ -2,6 +2,7 @@
 --
 -- No foreign keys between tables that a dump carries, here and in 10_tenant.sql: pg_restore -j loads them in any order.
 -- The library keeps what they would, and agd.verify() and agd.resume() check it.
+-- The library reads these tables by column position (src/log/stored.rs, src/log/storage.rs): same order there.
 
 CREATE TABLE agd.log (
   log_id     int  PRIMARY KEY,
@@ -10,8 +11,8 @@ CREATE TABLE agd.log (
   size       bigint NOT NULL DEFAULT 0 CHECK (size >= 0),
   open_tiles bytea NOT NULL DEFAULT '',       -- the partial tiles, level 0 first; their widths follow from the size
   open_keys  bytea NOT NULL DEFAULT '',       -- event keys of the open level-0 tile, 12 bytes each
-  open_first_stamp timestamptz,               -- smallest and largest commit stamp of the open level-0 tile's events
-  open_last_stamp  timestamptz,
+  open_first_stamp bigint,                    -- smallest and largest commit stamp of the open level-0 tile's events,
+  open_last_stamp  bigint,                    --   microseconds since 2000-01-01
   open_since timestamptz                      -- since when leaves wait for a checkpoint; NULL: none do
 );
 CREATE UNIQUE INDEX log_platform ON agd.log ((true)) WHERE tenant IS NULL;
@@ -23,13 +24,18 @@ CREATE TABLE agd.tile (
   tile_index bigint   NOT NULL,
   hashes     bytea    NOT NULL CHECK (pg_catalog.octet_length(hashes) = 8192),
   event_keys bytea    CHECK ((level = 0) = (event_keys IS NOT NULL) AND pg_catalog.octet_length(event_keys) = 3072),
-  first_stamp timestamptz,   -- smallest and largest commit stamp of a level-0 tile's events
-  last_stamp  timestamptz,
+  first_stamp bigint,        -- smallest and largest commit stamp of a level-0 tile's events, microseconds since 2000-01-01
+  last_stamp  bigint,
   PRIMARY KEY (log_id, level, tile_index)
 );
 ALTER TABLE agd.tile ALTER COLUMN hashes SET STORAGE EXTERNAL;   -- hashes do not compress
 ALTER TABLE agd.log ALTER COLUMN open_tiles SET STORAGE EXTERNAL;
-CREATE INDEX tile_stamp ON agd.tile (log_id, last_stamp, first_stamp) WHERE level = 0;
+-- From a commit stamp to the tiles that can hold the transaction's events (src/log/position.rs). Stamps are unique, so a
+-- tile with one stamp holds one transaction; the others are found by the range that they span.
+CREATE INDEX tile_of_one ON agd.tile (log_id, first_stamp, tile_index) WHERE level = 0 AND first_stamp = last_stamp;
+CREATE INDEX tile_of_several ON agd.tile
+  USING gist (pg_catalog.box(pg_catalog.point(log_id, first_stamp), pg_catalog.point(log_id, last_stamp)))
+  WHERE level = 0 AND first_stamp < last_stamp;
 COMMENT ON TABLE agd.tile IS 'full tiles: 256 hashes, and on level 0 the keys of the events they cover';
 
 CREATE TABLE agd.checkpoint (
@@ -47,6 +53,7 @@ CREATE TABLE agd.publication (
   tree_size    bigint NOT NULL,
   published_to text   NOT NULL,
   published_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  note         text,                -- the signed checkpoint, as it was published
   PRIMARY KEY (log_id, tree_size, published_to)
 );
 COMMENT ON TABLE agd.publication IS 'receipts: which checkpoint was carried where';
@@ -83,16 +90,38 @@ CREATE FUNCTION agd.entries(origin text, first_index bigint, last_index bigint)
 COMMENT ON FUNCTION agd.entries(text, bigint, bigint) IS
   'the canonical bytes of a log''s leaves, first_index included, last_index not; docs/formats.md describes them';
 
-CREATE FUNCTION agd.record_publication(origin text, tree_size bigint, root_hash bytea, published_to text) RETURNS void
+CREATE FUNCTION agd.record_publication(origin text, tree_size bigint, root_hash bytea, published_to text,
+                                       note text DEFAULT NULL) RETURNS void
   LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
   AS 'MODULE_PATHNAME', 'record_publication_wrapper';
-COMMENT ON FUNCTION agd.record_publication(text, bigint, bytea, text) IS 'agd publish reports where a checkpoint now lies';
+COMMENT ON FUNCTION agd.record_publication(text, bigint, bytea, text, text) IS
+  'agd publish reports where a checkpoint now lies, and the signed note as it was published';
 
+-- These four read without SQL, whatever the caller's privileges are, and decide themselves who may know what.
 CREATE FUNCTION agd.leaf_index(event_id text, tenant text, committed_at timestamptz) RETURNS bigint
-  LANGUAGE c STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c STABLE
   AS 'MODULE_PATHNAME', 'leaf_index_wrapper';
 COMMENT ON FUNCTION agd.leaf_index(text, text, timestamptz) IS
   'where an event stands in its log; NULL until it is integrated';
+
+CREATE FUNCTION agd.inclusion_proof(event_id text)
+  RETURNS TABLE (origin text, leaf_index bigint, tree_size bigint, leaf_hash bytea, path bytea[])
+  LANGUAGE c STABLE ROWS 1
+  AS 'MODULE_PATHNAME', 'inclusion_proof_wrapper';
+COMMENT ON FUNCTION agd.inclusion_proof(text) IS
+  'proves that an event is in its log, up to the newest anchor: RFC 6962 path from its leaf to that anchor''s root';
+
+CREATE FUNCTION agd.consistency_proof(origin text, from_size bigint, to_size bigint) RETURNS bytea[]
+  LANGUAGE c STABLE
+  AS 'MODULE_PATHNAME', 'consistency_proof_wrapper';
+COMMENT ON FUNCTION agd.consistency_proof(text, bigint, bigint) IS
+  'proves that a log at one size is continued by itself at another: RFC 6962 consistency proof between two anchors';
+
+CREATE FUNCTION agd.tlog_proof(event_id text) RETURNS text
+  LANGUAGE c STABLE
+  AS 'MODULE_PATHNAME', 'tlog_proof_wrapper';
+COMMENT ON FUNCTION agd.tlog_proof(text) IS
+  'a C2SP tlog-proof: an event''s entry, its inclusion proof and the newest published signed checkpoint, for a .tlog-proof file';
 
 CREATE FUNCTION agd.verify(origin text DEFAULT NULL, full_scan boolean DEFAULT false)
   RETURNS TABLE (origin text, check_name text, ok boolean, entries bigint, detail text)

@@ -16,6 +16,9 @@ GRANT EXECUTE ON FUNCTION agd.record_write(), agd.confirm_write(), agd.refuse_tr
 -- The views check who asks (agd.may_read); these functions are what they call as the asking user.
 GRANT EXECUTE ON FUNCTION agd.may_read(text), agd.may_read_payload(text), agd.is_publisher(),
   agd.leaf_index(text, text, timestamptz), agd.guard_id(regclass) TO agd_platform, agd_auditor, agd_publisher, agd_tenant;
+-- These too: whoever may not read an event is told that there is none, and of a log that there is no such log.
+GRANT EXECUTE ON FUNCTION agd.inclusion_proof(text), agd.consistency_proof(text, bigint, bigint), agd.tlog_proof(text)
+  TO agd_platform, agd_auditor, agd_publisher, agd_tenant;
 GRANT SELECT ON agd.events, agd.anchors TO agd_platform, agd_auditor, agd_tenant;
 GRANT EXECUTE ON FUNCTION agd.history(regclass, jsonb) TO agd_platform, agd_auditor, agd_tenant;
 
@@ -33,4 +36,4 @@ GRANT EXECUTE ON FUNCTION agd.verify_table(regclass) TO agd_platform, agd_audito
 -- Publishes: anchors, entries (which hold digests, no payloads), receipts.
 GRANT SELECT ON agd.anchors TO agd_publisher;
 GRANT EXECUTE ON FUNCTION agd.entries(text, bigint, bigint),
-  agd.record_publication(text, bigint, bytea, text), agd.anchor() TO agd_publisher;
+  agd.record_publication(text, bigint, bytea, text, text), agd.anchor() TO agd_publisher;

@@ -15,6 +15,9 @@ mod raw {
         pub fn GetCurrentTimestamp() -> i64;
         pub fn GetCurrentSubTransactionId() -> u32;
         pub fn GetTopFullTransactionIdIfAny() -> pg_sys::FullTransactionId;
+        pub fn GetCurrentStatementStartTimestamp() -> i64;
+        pub fn ActiveSnapshotSet() -> bool;
+        pub fn GetActiveSnapshot() -> pg_sys::Snapshot;
     }
 }
 
@@ -52,6 +55,35 @@ pub fn transaction_id_if_any() -> Option<u64> {
 pub fn transaction_id() -> u64 {
     // SAFETY: guarded by pgrx, since it can raise.
     unsafe { pg_sys::GetTopFullTransactionId() }.value
+}
+
+/// What a query sees: equal for two calls under one snapshot of one statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    statement: i64,
+    xmin: u32,
+    xmax: u32,
+    in_progress: (u32, i32),
+    command: u32,
+}
+
+/// What the present query sees; None: no snapshot is active.
+pub fn view() -> Option<View> {
+    // SAFETY: an active snapshot is alive. Its horizon tells it: of the transactions below xmax that it holds to be in
+    // progress, a later one with the same xmax can only have fewer.
+    unsafe {
+        if !raw::ActiveSnapshotSet() {
+            return None;
+        }
+        let snapshot = &*raw::GetActiveSnapshot();
+        Some(View {
+            statement: raw::GetCurrentStatementStartTimestamp(),
+            xmin: snapshot.xmin.into_inner(),
+            xmax: snapshot.xmax.into_inner(),
+            in_progress: (snapshot.xcnt, snapshot.subxcnt),
+            command: snapshot.curcid,
+        })
+    }
 }
 
 /// Is an object of this catalog a user's own, by itself or through membership?

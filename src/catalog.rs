@@ -39,12 +39,32 @@ pub struct Catalog {
     pub sequencer: pg_sys::Oid,
     /// agd.log
     pub log: pg_sys::Oid,
+    /// agd.log_pkey on (log_id)
+    pub log_pkey: pg_sys::Oid,
+    /// agd.log_origin_key on (origin)
+    pub log_origin_key: pg_sys::Oid,
+    /// agd.log_tenant_key on (tenant)
+    pub log_tenant_key: pg_sys::Oid,
+    /// agd.log_platform: the platform log alone
+    pub log_platform: pg_sys::Oid,
+    /// agd.tile
+    pub tile: pg_sys::Oid,
+    /// agd.tile_pkey on (log_id, level, tile_index)
+    pub tile_pkey: pg_sys::Oid,
+    /// agd.tile_of_one on (log_id, first_stamp, tile_index)
+    pub tile_of_one: pg_sys::Oid,
+    /// agd.tile_of_several, an R-tree over the ranges of their stamps
+    pub tile_of_several: pg_sys::Oid,
+    /// agd.checkpoint
+    pub checkpoint: pg_sys::Oid,
+    /// agd.checkpoint_pkey on (log_id, tree_size)
+    pub checkpoint_pkey: pg_sys::Oid,
     /// agd.home
     pub home: pg_sys::Oid,
 }
 
 impl Catalog {
-    fn all(&self) -> [pg_sys::Oid; 14] {
+    fn all(&self) -> [pg_sys::Oid; 24] {
         [
             self.event,
             self.event_pkey,
@@ -59,6 +79,16 @@ impl Catalog {
             self.role_map_pkey,
             self.sequencer,
             self.log,
+            self.log_pkey,
+            self.log_origin_key,
+            self.log_tenant_key,
+            self.log_platform,
+            self.tile,
+            self.tile_pkey,
+            self.tile_of_one,
+            self.tile_of_several,
+            self.checkpoint,
+            self.checkpoint_pkey,
             self.home,
         ]
     }
@@ -115,6 +145,16 @@ pub fn catalog() -> Result<Catalog> {
         role_map_pkey: named(c"role_map_pkey")?,
         sequencer: named(c"sequencer")?,
         log: named(c"log")?,
+        log_pkey: named(c"log_pkey")?,
+        log_origin_key: named(c"log_origin_key")?,
+        log_tenant_key: named(c"log_tenant_key")?,
+        log_platform: named(c"log_platform")?,
+        tile: named(c"tile")?,
+        tile_pkey: named(c"tile_pkey")?,
+        tile_of_one: named(c"tile_of_one")?,
+        tile_of_several: named(c"tile_of_several")?,
+        checkpoint: named(c"checkpoint")?,
+        checkpoint_pkey: named(c"checkpoint_pkey")?,
         home: named(c"home")?,
     };
     CATALOG.set(Some(found));
@@ -167,6 +207,40 @@ impl Drop for Relation {
         if !std::thread::panicking() {
             // SAFETY: opened by open(), closed once.
             unsafe { pg_sys::table_close(self.0, pg_sys::NoLock as pg_sys::LOCKMODE) };
+        }
+    }
+}
+
+/// What a scan sees; alive as long as this.
+pub struct Snapshot {
+    raw: pg_sys::Snapshot,
+    registered: bool,
+}
+
+impl Snapshot {
+    /// The active one, which the calling query sees. It outlives every function that the query calls.
+    pub fn active() -> Self {
+        // SAFETY: PostgreSQL calls no function of ours without one; the worker pushes its own.
+        Snapshot { raw: unsafe { pg_sys::GetActiveSnapshot() }, registered: false }
+    }
+
+    /// The newest: it sees everything that any row read before can speak of.
+    pub fn latest() -> Self {
+        // SAFETY: registered here, let go of on drop.
+        Snapshot { raw: unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) }, registered: true }
+    }
+
+    /// For [`scan`] and its like.
+    pub fn raw(&self) -> pg_sys::Snapshot {
+        self.raw
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        if self.registered && !std::thread::panicking() {
+            // SAFETY: registered by latest(); after an error the resource owner has let go of it.
+            unsafe { pg_sys::UnregisterSnapshot(self.raw) };
         }
     }
 }
@@ -226,20 +300,34 @@ pub fn has_rows(table: pg_sys::Oid) -> Result<bool> {
     }
 }
 
-/// Like [`scan`], against the index's order and under the latest committed state, until `row` says false.
-pub fn scan_backwards(
+/// Like [`scan`], in the index's order.
+pub fn scan_ordered(
     relation: &Relation,
     index: pg_sys::Oid,
+    snapshot: pg_sys::Snapshot,
     keys: &mut [pg_sys::ScanKeyData],
+    mut row: impl FnMut(pg_sys::HeapTuple) -> Result<()>,
+) -> Result<()> {
+    scan_directed(relation, index, snapshot, keys, pg_sys::ScanDirection::ForwardScanDirection, |tuple| {
+        row(tuple).map(|()| true)
+    })
+}
+
+/// Like [`scan_ordered`], in either direction and until `row` says false.
+pub fn scan_directed(
+    relation: &Relation,
+    index: pg_sys::Oid,
+    snapshot: pg_sys::Snapshot,
+    keys: &mut [pg_sys::ScanKeyData],
+    direction: pg_sys::ScanDirection::Type,
     row: impl FnMut(pg_sys::HeapTuple) -> Result<bool>,
 ) -> Result<()> {
     // SAFETY: index and scan live inside this function; tuples are only lent to `row`.
     unsafe {
         let index = pg_sys::index_open(index, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
-        let (latest, count) = (std::ptr::null_mut(), keys.len() as i32);
-        let scan = pg_sys::systable_beginscan_ordered(relation.0, index, latest, count, keys.as_mut_ptr());
-        let backwards = pg_sys::ScanDirection::BackwardScanDirection;
-        let outcome = walk(|| pg_sys::systable_getnext_ordered(scan, backwards), row);
+        let scan =
+            pg_sys::systable_beginscan_ordered(relation.0, index, snapshot, keys.len() as i32, keys.as_mut_ptr());
+        let outcome = walk(|| pg_sys::systable_getnext_ordered(scan, direction), row);
         pg_sys::systable_endscan_ordered(scan);
         pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
         outcome

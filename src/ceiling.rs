@@ -10,13 +10,14 @@
 //! Each count is an atomic in shared memory that is never below the truth for longer than a commit takes: what it allows is
 //! allowed, what it forbids is looked up before anybody is refused.
 
-use crate::catalog::{Columns, Relation, catalog, has_rows, named, scan, scan_backwards, scan_key};
+use crate::catalog::{Columns, Relation, catalog, has_rows, named, scan, scan_directed, scan_key};
 use crate::error::{Error, Result};
 use crate::event;
 use crate::log::storage;
 use crate::settings;
 use crate::shmem::{self, Database};
 use pgrx::pg_sys;
+use pgrx::pg_sys::ScanDirection::BackwardScanDirection;
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -130,7 +131,7 @@ fn unpublished_anchors(max: i64) -> Result<i64> {
         let relation = Relation::open(named(table)?, pg_sys::AccessShareLock);
         let mut keys = [scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_INT4EQ, pg_sys::Datum::from(platform))];
         let mut row = Columns::default();
-        scan_backwards(&relation, named(index)?, &mut keys, |tuple| {
+        scan_directed(&relation, named(index)?, std::ptr::null_mut(), &mut keys, BackwardScanDirection, |tuple| {
             row.deform(tuple, relation.descriptor());
             Ok(each(row.get(1).map_or(0, |value| value.value() as i64)))
         })

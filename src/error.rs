@@ -20,6 +20,8 @@ pub enum Error {
     WrongState { message: String, hint: String },
     /// 22023: an argument that cannot be used.
     BadArgument { message: String, hint: String },
+    /// 02000: what was asked for is not there, or not yet, or not for the caller to see.
+    NotFound { message: String, hint: String },
     /// 0A000: something agd does not support, refused rather than half-recorded.
     Unsupported { message: String, hint: String },
     /// 23505: it is there already.
@@ -61,6 +63,7 @@ impl Error {
             Error::TenantRefused { message, hint, .. } => plain(b"42501", message, hint),
             Error::WrongState { message, hint } => plain(b"55000", message, hint),
             Error::BadArgument { message, hint } => plain(b"22023", message, hint),
+            Error::NotFound { message, hint } => plain(b"02000", message, hint),
             Error::Unsupported { message, hint } => plain(b"0A000", message, hint),
             Error::Exists { message, hint } => plain(b"23505", message, hint),
             Error::LimitExceeded { message, hint } => plain(b"54000", message, hint),

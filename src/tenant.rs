@@ -256,7 +256,7 @@ fn current_principal() -> Option<String> {
 
 /// `agd.may_read(tenant)`: every header for members of agd_platform and agd_auditor, its own for a tenant.
 #[pg_extern(sql = false)]
-fn may_read(tenant: Option<&str>) -> bool {
+pub fn may_read(tenant: Option<&str>) -> bool {
     outer_user_is_member_of(c"agd_platform") || outer_user_is_member_of(c"agd_auditor") || is_bound_to(tenant)
 }
 
@@ -269,7 +269,7 @@ fn may_read_payload(tenant: Option<&str>) -> bool {
 
 /// `agd.is_publisher()`: members of agd_publisher see every anchor.
 #[pg_extern(sql = false)]
-fn is_publisher() -> bool {
+pub fn is_publisher() -> bool {
     outer_user_is_member_of(c"agd_publisher")
 }
 

@@ -62,7 +62,7 @@ pub struct Output {
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     settings: Vec<(String, String)>,
-    own_initdb: bool,
+    own_initdb: Option<Vec<String>>,
     bin: Option<PathBuf>,
     environment: Vec<(String, PathBuf)>,
 }
@@ -81,10 +81,11 @@ impl Builder {
         self.setting("fsync", "on")
     }
 
-    /// A data directory made by an `initdb` of its own: another system identifier than any other cluster's.
+    /// A data directory made by an `initdb` of its own, with these further options: another system identifier than any
+    /// other cluster's.
     #[must_use]
-    pub fn own_initdb(mut self) -> Self {
-        self.own_initdb = true;
+    pub fn own_initdb(mut self, options: &[&str]) -> Self {
+        self.own_initdb = Some(options.iter().map(|option| (*option).to_owned()).collect());
         self
     }
 
@@ -92,7 +93,7 @@ impl Builder {
     #[must_use]
     pub fn bin(mut self, bin: PathBuf) -> Self {
         self.bin = Some(bin);
-        self.own_initdb()
+        self.own_initdb(&[])
     }
 
     /// Sets a variable in the environment of the server's processes, at every start.
@@ -110,8 +111,9 @@ impl Builder {
         let bin = self.bin.map_or_else(pg_bin, |bin| existing_bin("the bin directory", &bin))?;
         let run_as = RunAs::detect()?;
         let scratch = Scratch::new(&bin, run_as)?;
-        if self.own_initdb {
-            initdb(&bin, run_as, &scratch.path().join("data"), &[])?;
+        if let Some(options) = &self.own_initdb {
+            let options: Vec<&str> = options.iter().map(String::as_str).collect();
+            initdb(&bin, run_as, &scratch.path().join("data"), &options)?;
         } else {
             copy_template(&bin, run_as, &scratch.path().join("data"))?;
         }

@@ -2,6 +2,7 @@
 
 use crate::{Cluster, Error, Output, Result};
 use postgres::Client;
+use std::ops::{Deref, DerefMut};
 
 /// A database that is dropped with this guard; when the test panicked, the end of the server's log is shown first.
 pub struct TestDb<'c> {
@@ -46,6 +47,19 @@ impl<'c> TestDb<'c> {
         self.cluster.client(role, &self.name)
     }
 
+    /// A superuser who goes past every trigger: see [`Tamperer`].
+    ///
+    /// # Errors
+    /// What the server says.
+    pub fn tamperer(&self) -> Result<Tamperer> {
+        // A session of its own: it has not read the triggers of any table yet.
+        let mut client = self.connect()?;
+        client
+            .batch_execute(&format!("BEGIN; SET LOCAL allow_system_table_mods = on; {}", switch_triggers("A", "D")))
+            .map_err(|e| Error::doing("switching triggers off", format!("{e:?}")))?;
+        Ok(Tamperer { client })
+    }
+
     /// Runs a script as the superuser: see [`Cluster::psql`].
     ///
     /// # Errors
@@ -53,6 +67,44 @@ impl<'c> TestDb<'c> {
     pub fn psql(&self, script: &str) -> Result<Output> {
         self.cluster.psql(&self.name, "postgres", script)
     }
+}
+
+/// A superuser's session, in an open transaction that has switched off every trigger of agd's tables and of those in schema
+/// public: straight in the catalog, not by ALTER TABLE, which agd may refuse. What it does is undone when it is dropped.
+pub struct Tamperer {
+    client: Client,
+}
+
+impl Tamperer {
+    /// Switches the triggers on again and commits.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub fn commit(mut self) -> Result<()> {
+        let on = format!("{}; COMMIT", switch_triggers("D", "A"));
+        self.client.batch_execute(&on).map_err(|e| Error::doing("committing what was tampered with", format!("{e:?}")))
+    }
+}
+
+impl Deref for Tamperer {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for Tamperer {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
+fn switch_triggers(from: &str, to: &str) -> String {
+    format!(
+        "UPDATE pg_trigger SET tgenabled = '{to}' WHERE tgenabled = '{from}'
+            AND tgrelid IN (SELECT oid FROM pg_class WHERE relnamespace IN ('agd'::regnamespace, 'public'::regnamespace))"
+    )
 }
 
 impl Drop for TestDb<'_> {

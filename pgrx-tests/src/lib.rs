@@ -15,12 +15,13 @@ mod database;
 pub mod equivalence;
 mod error;
 mod os;
+pub mod proof;
 pub mod record;
 mod scratch;
 mod watch;
 
 pub use check::{eventually, expect_hint, expect_sqlstate};
 pub use cluster::{Builder, Cluster, Output, Stop};
-pub use database::TestDb;
+pub use database::{Tamperer, TestDb};
 pub use error::{Error, Result};
 pub use watch::Watch;

@@ -2,7 +2,8 @@
 //! roots, and it goes on only where it was found whole.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use agd_core::{Hash, HashReader, leaf_hash, merkle, proof};
+use agd_core::leaf_hash;
+use agd_live_tests::proof::expect_events_proven;
 use agd_live_tests::record::{anchor, expect_each_event_in_one_leaf, expect_verified, reconcile};
 use agd_live_tests::{Cluster, Stop, TestDb, eventually, expect_hint, expect_sqlstate};
 use postgres::Client;
@@ -81,7 +82,7 @@ fn other_cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| {
         let cluster = Cluster::builder()
-            .own_initdb()
+            .own_initdb(&[])
             .setting(PATIENT.0, PATIENT.1)
             .setting("max_prepared_transactions", "5")
             .start()
@@ -163,36 +164,25 @@ impl Evidence {
         self.anchors.iter().all(|anchor| later.anchors.contains(anchor))
     }
 
-    /// Everything here stands at the same place there, and every event here has an inclusion proof to each root there.
-    fn is_continued_by(&self, later: &Evidence) {
+    /// Everything here stands at the same place in that database now, and every event there has its inclusion proof: those
+    /// from here for the very leaf that they were. Returns what there is now.
+    fn is_continued_by(&self, client: &mut Client) -> Evidence {
+        let later = Evidence::of(client);
         for anchor in &self.anchors {
             assert!(later.anchors.contains(anchor), "an anchor of {} is gone", anchor.0);
         }
+        let proofs = expect_events_proven(client, "true");
         assert!(!self.entries.is_empty());
         for (origin, entries) in &self.entries {
             let (_, after) = later.entries.iter().find(|(other, _)| other == origin).unwrap();
             assert!(after.starts_with(entries), "{origin}: entries are not the same bytes");
-            let leaves = Leaves(after.iter().map(|entry| leaf_hash(entry)).collect());
-            let (_, size, root, _) =
-                later.anchors.iter().filter(|(other, ..)| other == origin).max_by_key(|(_, size, ..)| *size).unwrap();
-            let (size, root) = (u64::try_from(*size).unwrap(), Hash::try_from(root.as_slice()).unwrap());
-            for index in [0, entries.len() / 2, entries.len() - 1] {
-                let path = proof::inclusion_proof(&leaves, index as u64, size).unwrap();
-                proof::verify_inclusion(&leaf_hash(&entries[index]), index as u64, size, &path, &root).unwrap();
+            let mut proven = vec![None; after.len()];
+            for (_, proof) in proofs.iter().filter(|(_, proof)| proof.origin == *origin) {
+                proven[usize::try_from(proof.index).unwrap()] = Some(proof.leaf);
             }
+            assert!(proven.into_iter().eq(after.iter().map(|entry| Some(leaf_hash(entry)))), "{origin}: other leaves");
         }
-    }
-}
-
-struct Leaves(Vec<Hash>);
-
-impl HashReader for Leaves {
-    type Error = std::convert::Infallible;
-
-    fn subtree(&self, level: u8, index: u64) -> Result<Hash, Self::Error> {
-        let width = 1usize << level;
-        let start = usize::try_from(index).unwrap() * width;
-        Ok(merkle::root_of(&self.0[start..start + width]))
+        later
     }
 }
 
@@ -287,7 +277,7 @@ fn expect_resumed(client: &mut Client, before: &Evidence) {
     }
     expect_each_event_in_one_leaf(client);
     expect_verified(client);
-    before.is_continued_by(&Evidence::of(client));
+    before.is_continued_by(client);
     let open: Vec<String> = client
         .query("SELECT relation::text || ': ' || detail FROM agd.coverage() WHERE guarded AND NOT intact", &[])
         .unwrap()
@@ -734,7 +724,7 @@ fn numbers_go_on_across_an_epoch() {
     reconcile(&mut client, "orders", &["id"]);
     expect_each_event_in_one_leaf(&mut client);
     expect_verified(&mut client);
-    evidence.is_continued_by(&Evidence::of(&mut client));
+    evidence.is_continued_by(&mut client);
 
     // And a new server, whose ids are far behind, goes on beyond them.
     let evidence = Evidence::of(&mut client);
@@ -756,7 +746,7 @@ fn expect_resumed_after(client: &mut Client, before: &Evidence, write: &str) {
     assert!(resumed > newest);
     expect_each_event_in_one_leaf(client);
     expect_verified(client);
-    before.is_continued_by(&Evidence::of(client));
+    before.is_continued_by(client);
 }
 
 /// A standby that is promoted goes on with the log, which says so.
@@ -779,7 +769,7 @@ fn a_promoted_standby_goes_on_and_says_so() {
     reconcile(&mut client, "orders", &["id"]);
     expect_each_event_in_one_leaf(&mut client);
     expect_verified(&mut client);
-    evidence.is_continued_by(&Evidence::of(&mut client));
+    evidence.is_continued_by(&mut client);
     // Said once.
     standby.restart().unwrap();
     let mut client = standby.superuser().unwrap();
@@ -826,8 +816,7 @@ fn recovery_to_a_point_in_time_loses_whole_transactions() {
     reconcile(&mut client, "orders", &["id"]);
     expect_each_event_in_one_leaf(&mut client);
     expect_verified(&mut client);
-    let after = Evidence::of(&mut client);
-    evidence.is_continued_by(&after);
+    let after = evidence.is_continued_by(&mut client);
     // What was published in between is another history: nothing is signed that contradicts it.
     let (code, said) = carry_out(&backup, "postgres", &store, &key);
     assert_eq!(code, Some(1), "{said}");

@@ -35,22 +35,12 @@ impl Scene {
         Self { client, database }
     }
 
-    /// Turns every trigger off that could be in the way (not by ALTER TABLE, which agd may refuse), tampers, turns them on.
+    /// Tampers with every trigger off that could be in the way.
     fn tamper(&mut self, sql: &str) {
-        let switch = |from: &str, to: &str| {
-            format!(
-                "SET allow_system_table_mods = on;
-                 UPDATE pg_trigger SET tgenabled = '{to}' WHERE tgenabled = '{from}'
-                    AND tgrelid IN (SELECT oid FROM pg_class WHERE relnamespace IN ('agd'::regnamespace, 'public'::regnamespace))"
-            )
-        };
-        let mut superuser = self.database.connect().unwrap();
-        superuser.batch_execute(&switch("A", "D")).unwrap();
-        // A session that has not read the triggers yet.
-        let mut tamperer = self.database.connect().unwrap();
+        let mut tamperer = self.database.tamperer().unwrap();
         let changed = tamperer.execute(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
         assert!(changed > 0, "changed nothing: {sql}");
-        superuser.batch_execute(&switch("D", "A")).unwrap();
+        tamperer.commit().unwrap();
         self.client = self.database.connect().unwrap();
     }
 

@@ -1,10 +1,14 @@
 //! The log: fractal transparency logs inside PostgreSQL.
 //!
-//! [`record`] reads events back and makes their entries; [`storage`] keeps the logs' trees; [`sequencer`] integrates what
-//! became visible; [`read`] serves entries and positions; [`verify`] recomputes everything.
+//! [`record`] reads events back and makes their entries; [`storage`] keeps the logs' trees, and [`stored`] reads them;
+//! [`sequencer`] integrates what became visible; [`position`] finds an event's leaf, [`prove`] proves it; [`read`] serves
+//! entries; [`verify`] recomputes everything.
 
+mod position;
+mod prove;
 pub mod read;
 pub mod record;
 pub mod sequencer;
 pub mod storage;
+mod stored;
 pub mod verify;

@@ -1,26 +1,26 @@
-//! What the log tells: entries for publishers, positions of events, and anchors made on request.
+//! What the log tells publishers: entries, and anchors made on request.
 //!
 //! Owns the read-only SQL functions over the log and the receipts of publishers. Promises that every entry it hands out
 //! is made afresh from the event's row: what does not hash to its leaf shows at the publisher, before it is signed.
 
 use crate::error::{self, Error, OrRaise, Result};
+use crate::log::prove::signed_checkpoint;
 use crate::log::record::{Context, EventKey, Reader};
 use crate::log::storage::{self, Log};
+use crate::log::stored::{Anchor, Stored};
 use crate::{home, query, shmem, worker};
 use agd_core::TILE_WIDTH;
-use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 
 /// The event keys of a log's leaves from `first` (a multiple of 256) to the end of that tile.
-pub fn keys_of_tile(log: &Log, first: u64) -> Result<Vec<EventKey>> {
+pub fn keys_of_tile(stored: &Stored, log: &Log, first: u64) -> Result<Vec<EventKey>> {
     if first == log.tree.size() - log.tree.size() % TILE_WIDTH {
         return Ok(EventKey::read_all(&log.open_keys).collect());
     }
-    let (_, keys) = storage::tile(log.log_id, 0, first / TILE_WIDTH)?.ok_or_else(|| Error::Corrupted {
+    stored.keys(log.log_id, first / TILE_WIDTH)?.ok_or_else(|| Error::Corrupted {
         message: format!("log {}: its tile {} is missing", log.origin, first / TILE_WIDTH),
         hint: "agd.tile was changed outside of agd. Verify what was published: agd verify STORE.".into(),
-    })?;
-    Ok(EventKey::read_all(&keys).collect())
+    })
 }
 
 /// `agd.entries(origin, first_index, last_index)`
@@ -48,14 +48,14 @@ fn read_entries(origin: Option<&str>, first: Option<i64>, last: Option<i64>) -> 
         });
     }
     let (first, last) = (first as u64, last as u64);
-    let mut reader = Reader::latest()?;
+    let (stored, mut reader) = (Stored::latest()?, Reader::latest()?);
     let mut context: Option<Context> = None;
     let mut entries = Vec::with_capacity((last - first).min(1 << 16) as usize);
     let mut entry = Vec::new();
     let mut tile = first - first % TILE_WIDTH;
     while tile < last {
         pgrx::check_for_interrupts!();
-        for (index, key) in (tile..).zip(keys_of_tile(&log, tile)?) {
+        for (index, key) in (tile..).zip(keys_of_tile(&stored, &log, tile)?) {
             if index < first || index >= last {
                 continue;
             }
@@ -79,13 +79,14 @@ fn read_entries(origin: Option<&str>, first: Option<i64>, last: Option<i64>) -> 
     Ok(entries)
 }
 
-/// `agd.record_publication(origin, tree_size, root_hash, published_to)`
+/// `agd.record_publication(origin, tree_size, root_hash, published_to, note)`
 #[pg_extern(sql = false)]
 fn record_publication(
     origin: Option<&str>,
     tree_size: Option<i64>,
     root_hash: Option<&[u8]>,
     published_to: Option<&str>,
+    note: Option<&str>,
 ) {
     let record = || -> Result<()> {
         error::forbid_read_only(c"agd.record_publication()");
@@ -102,60 +103,30 @@ fn record_publication(
             "SELECT COALESCE((SELECT root_hash = $3 FROM agd.checkpoint WHERE log_id = $1 AND tree_size = $2), false)",
             &[log.log_id.into(), tree_size.into(), root_hash.into()],
         )?;
-        if known != Some(true) {
+        let anchor = root_hash.try_into().ok().filter(|_| known == Some(true));
+        let anchor = anchor.map(|root| Anchor { size: tree_size.cast_unsigned(), root });
+        let Some(anchor) = anchor else {
             return Err(Error::BadArgument {
                 message: format!("{origin} has no anchor of size {tree_size} with this root"),
                 hint: "Publish what agd.anchors shows.".into(),
             });
+        };
+        if note.is_some_and(|note| signed_checkpoint(note, origin, &anchor).is_none()) {
+            return Err(Error::BadArgument {
+                message: format!("the note is not the signed checkpoint of {origin} at size {tree_size}"),
+                hint: "Its text is what agd.anchors has as checkpoint, signed as a C2SP signed-note.".into(),
+            });
         }
+        // What was reported once without its note may be completed; nothing else of a receipt changes.
         Spi::run_with_args(
-            "INSERT INTO agd.publication (log_id, tree_size, published_to) VALUES ($1, $2, $3)
-             ON CONFLICT DO NOTHING",
-            &[log.log_id.into(), tree_size.into(), published_to.into()],
+            "INSERT INTO agd.publication AS p (log_id, tree_size, published_to, note) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (log_id, tree_size, published_to) DO UPDATE SET note = EXCLUDED.note
+              WHERE p.note IS NULL AND EXCLUDED.note IS NOT NULL",
+            &[log.log_id.into(), tree_size.into(), published_to.into(), note.into()],
         )?;
         Ok(())
     };
     record().or_raise();
-}
-
-/// `agd.leaf_index(event_id, tenant, committed_at)`
-#[pg_extern(sql = false)]
-fn leaf_index(
-    event_id: Option<&str>,
-    tenant: Option<&str>,
-    committed_at: Option<TimestampWithTimeZone>,
-) -> Option<i64> {
-    let (event_id, committed_at) = (event_id?, committed_at?);
-    find_leaf(event_id, tenant, committed_at).or_raise()
-}
-
-fn find_leaf(event_id: &str, tenant: Option<&str>, committed_at: TimestampWithTimeZone) -> Result<Option<i64>> {
-    let id: agd_core::EventId = event_id.parse().map_err(|_| Error::BadArgument {
-        message: format!("\"{event_id}\" is not an event's id"),
-        hint: "An event's id is its transaction and its number, like 7431-2.".into(),
-    })?;
-    let wanted = EventKey { xact_id: id.xact_id, n: id.n };
-    let Some(log) = storage::log_of(tenant)? else { return Ok(None) };
-    if let Some(position) = EventKey::read_all(&log.open_keys).position(|key| key == wanted) {
-        let open_starts_at = log.tree.size() - log.tree.size() % TILE_WIDTH;
-        return Ok(Some((open_starts_at + position as u64) as i64));
-    }
-    // Tiles whose stamps span the event's; stamps grow from tile to tile but for transactions that committed late.
-    Spi::connect(|client| {
-        for row in client.select(
-            "SELECT tile_index, event_keys FROM agd.tile
-              WHERE log_id = $1 AND level = 0 AND first_stamp <= $2 AND last_stamp >= $2 ORDER BY last_stamp",
-            None,
-            &[log.log_id.into(), committed_at.into()],
-        )? {
-            let tile_index = row.get::<i64>(1)?.unwrap_or_default();
-            let keys = row.get::<Vec<u8>>(2)?.unwrap_or_default();
-            if let Some(position) = EventKey::read_all(&keys).position(|key| key == wanted) {
-                return Ok(Some(tile_index * TILE_WIDTH as i64 + position as i64));
-            }
-        }
-        Ok(None)
-    })
 }
 
 /// `agd.anchor()`

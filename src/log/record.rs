@@ -4,7 +4,7 @@
 //! so that they cannot differ. Never writes.
 #![allow(unsafe_code)] // tuples are taken apart by column type
 
-use crate::catalog::{Columns, Ordered, Relation, catalog, scan, scan_key, text, varlena};
+use crate::catalog::{Columns, Ordered, Relation, Snapshot, catalog, scan, scan_key, text, varlena};
 use crate::error::{Error, Result};
 use crate::event;
 use agd_core::{Entry, EventId, ImageKind, image_digest};
@@ -74,36 +74,23 @@ pub struct Reader {
     transactions: Relation,
     event_pkey: pg_sys::Oid,
     transaction_pkey: pg_sys::Oid,
-    snapshot: pg_sys::Snapshot,
-    registered: bool,
+    snapshot: Snapshot,
     columns: Columns,
     memory: pg_sys::MemoryContext,
 }
 
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.events_in_order = None;
-        if self.registered && !std::thread::panicking() {
-            // SAFETY: registered by latest(); after an error the resource owner has let go of it.
-            unsafe { pg_sys::UnregisterSnapshot(self.snapshot) };
-        }
-    }
-}
-
 impl Reader {
-    /// A reader under the active snapshot, which outlives it.
+    /// A reader under the active snapshot.
     pub fn active() -> Result<Self> {
-        // SAFETY: the caller pushed a snapshot.
-        Self::under(unsafe { pg_sys::GetActiveSnapshot() }, false)
+        Self::under(Snapshot::active())
     }
 
     /// A reader under the newest snapshot: it sees everything that any log row read before can speak of.
     pub fn latest() -> Result<Self> {
-        // SAFETY: registered here, let go of on drop.
-        Self::under(unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) }, true)
+        Self::under(Snapshot::latest())
     }
 
-    fn under(snapshot: pg_sys::Snapshot, registered: bool) -> Result<Self> {
+    fn under(snapshot: Snapshot) -> Result<Self> {
         let catalog = catalog()?;
         Ok(Reader {
             events_in_order: None,
@@ -112,7 +99,6 @@ impl Reader {
             event_pkey: catalog.event_pkey,
             transaction_pkey: catalog.transaction_pkey,
             snapshot,
-            registered,
             columns: Columns::default(),
             // SAFETY: reads a process global; the context that is current here outlives its reader.
             memory: unsafe { pg_sys::CurrentMemoryContext },
@@ -126,7 +112,7 @@ impl Reader {
             scan_key(1, pg_sys::BTLessStrategyNumber, pg_sys::F_XID8LT, pg_sys::Datum::from(to)),
         ];
         let mut columns = Columns::default();
-        scan(&self.transactions, Some(self.transaction_pkey), self.snapshot, &mut keys, |tuple| {
+        scan(&self.transactions, Some(self.transaction_pkey), self.snapshot.raw(), &mut keys, |tuple| {
             columns.deform(tuple, self.transactions.descriptor());
             each(read_context(&columns)?);
             Ok(())
@@ -152,7 +138,7 @@ impl Reader {
         let events = match &mut self.events_in_order {
             Some(events) => events,
             None => {
-                let scan = Ordered::open(&self.events, self.event_pkey, self.snapshot, keys.len(), self.memory);
+                let scan = Ordered::open(&self.events, self.event_pkey, self.snapshot.raw(), keys.len(), self.memory);
                 self.events_in_order.insert(scan)
             }
         };
@@ -165,22 +151,40 @@ impl Reader {
         })
     }
 
+    /// Whose one event is; None: there is no such event.
+    pub fn tenant_of(&mut self, key: EventKey) -> Result<Option<Option<String>>> {
+        let mut tenant = None;
+        self.event(key, |columns| {
+            // SAFETY: tenant is text.
+            let name = columns.get(event::EVENT_TENANT).map(|value| unsafe { text(value) }).transpose()?;
+            tenant = Some(name.map(str::to_owned));
+            Ok(())
+        })?;
+        Ok(tenant)
+    }
+
     /// Writes the entry of one event. False: there is no such event.
     pub fn entry(&mut self, context: &Context, n: u32, entry: &mut Vec<u8>) -> Result<bool> {
-        let mut keys = [
-            scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(context.xact_id)),
-            scan_key(2, pg_sys::BTEqualStrategyNumber, pg_sys::F_INT4EQ, pg_sys::Datum::from(n as i32)),
-        ];
-        let columns = &mut self.columns;
-        let descriptor = self.events.descriptor();
         let mut found = false;
-        scan(&self.events, Some(self.event_pkey), self.snapshot, &mut keys, |tuple| {
-            columns.deform(tuple, descriptor);
+        self.event(EventKey { xact_id: context.xact_id, n }, |columns| {
             write_entry(context, columns, entry)?;
             found = true;
             Ok(())
         })?;
         Ok(found)
+    }
+
+    fn event(&mut self, key: EventKey, mut each: impl FnMut(&Columns) -> Result<()>) -> Result<()> {
+        let mut keys = [
+            scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(key.xact_id)),
+            scan_key(2, pg_sys::BTEqualStrategyNumber, pg_sys::F_INT4EQ, pg_sys::Datum::from(key.n as i32)),
+        ];
+        let columns = &mut self.columns;
+        let descriptor = self.events.descriptor();
+        scan(&self.events, Some(self.event_pkey), self.snapshot.raw(), &mut keys, |tuple| {
+            columns.deform(tuple, descriptor);
+            each(columns)
+        })
     }
 }
 

@@ -1,7 +1,8 @@
 //! Where the logs' trees are kept: agd.log, agd.tile, agd.checkpoint, agd.sequencer.
 //!
-//! Owns every write to these tables and the way back from rows to trees. Promises that no SQL of anybody else's writes
-//! them: their triggers let pass only what runs inside [`writing`]. Never hashes an event itself.
+//! Owns every write to these tables and the way back from rows to trees that grow; [`crate::log::stored`] reads them as
+//! they are. Promises that no SQL of anybody else's writes them: their triggers let pass only what runs inside [`writing`].
+//! Never hashes an event itself.
 
 use crate::catalog::{Columns, Relation, catalog, scan, varlena};
 use crate::error::{Error, Result};
@@ -59,7 +60,8 @@ fn timestamp(micros: i64) -> Result<TimestampWithTimeZone> {
     TimestampWithTimeZone::try_from(micros).map_err(|_| Error::Internal(format!("agd: {micros} is no time")))
 }
 
-fn corrupted(what: impl Into<String>) -> Error {
+/// XX001 about the log's tables.
+pub fn corrupted(what: impl Into<String>) -> Error {
     Error::Corrupted {
         message: what.into(),
         hint:
@@ -84,30 +86,33 @@ pub fn hashes(bytes: &[u8]) -> Result<Vec<Hash>> {
         .collect())
 }
 
+/// The partial tiles of a log of this size, level 0 first, from the bytes that agd.log keeps.
+pub fn split_open_tiles(origin: &str, size: u64, bytes: &[u8]) -> Result<Vec<Vec<Hash>>> {
+    let flat = hashes(bytes)?;
+    let misfit = || corrupted(format!("log {origin}: its open tiles do not fit its size {size}"));
+    let mut open = Vec::new();
+    let mut rest = flat.as_slice();
+    for level in (0..8).take_while(|level| size >> (tile::TILE_HEIGHT * level) > 0) {
+        let Some((this, higher)) = rest.split_at_checked(tile::partial_width(size, level) as usize) else {
+            return Err(misfit());
+        };
+        open.push(this.to_vec());
+        rest = higher;
+    }
+    if !rest.is_empty() {
+        return Err(misfit());
+    }
+    Ok(open)
+}
+
 const COLUMNS: &str =
     "log_id, origin, tenant, size, open_tiles, open_keys, open_first_stamp, open_last_stamp, open_since";
 
 fn read_log(row: &SpiHeapTupleData<'_>) -> Result<Log> {
-    let stamp = |index: usize| -> Result<Option<i64>> {
-        Ok(row.get::<TimestampWithTimeZone>(index)?.map(TimestampWithTimeZone::into_inner))
-    };
     let origin: String = row.get(2)?.unwrap_or_default();
     let size = row.get::<i64>(4)?.unwrap_or_default() as u64;
-    let flat = hashes(&row.get::<Vec<u8>>(5)?.unwrap_or_default())?;
     let open_keys: Vec<u8> = row.get(6)?.unwrap_or_default();
-    let mut open = Vec::new();
-    let mut rest = flat.as_slice();
-    let mut level = 0;
-    while !rest.is_empty() {
-        let width = tile::partial_width(size, level) as usize;
-        if width > rest.len() || level > 8 {
-            return Err(corrupted(format!("log {origin}: its open tiles do not fit its size {size}")));
-        }
-        let (this, higher) = rest.split_at(width);
-        open.push(this.to_vec());
-        rest = higher;
-        level += 1;
-    }
+    let open = split_open_tiles(&origin, size, &row.get::<Vec<u8>>(5)?.unwrap_or_default())?;
     let tree =
         TiledTree::from_open_tiles(size, open).map_err(|problem| corrupted(format!("log {origin}: {problem}")))?;
     if open_keys.len() as u64 != size % TILE_WIDTH * EventKey::SIZE as u64 {
@@ -116,8 +121,8 @@ fn read_log(row: &SpiHeapTupleData<'_>) -> Result<Log> {
     Ok(Log {
         log_id: row.get(1)?.unwrap_or_default(),
         tenant: row.get(3)?,
-        open_stamps: stamp(7)?.zip(stamp(8)?),
-        open_since: stamp(9)?,
+        open_stamps: row.get(7)?.zip(row.get(8)?),
+        open_since: row.get::<TimestampWithTimeZone>(9)?.map(TimestampWithTimeZone::into_inner),
         changed: false,
         origin,
         tree,
@@ -146,10 +151,15 @@ pub fn platform_log() -> Result<Log> {
 
 /// A log by its origin. 22023 when there is none.
 pub fn log_by_origin(origin: &str) -> Result<Log> {
-    read_logs("origin = $1", &[origin.into()])?.pop().ok_or_else(|| Error::BadArgument {
+    read_logs("origin = $1", &[origin.into()])?.pop().ok_or_else(|| no_such_log(origin))
+}
+
+/// 22023 for an origin that is no log's.
+pub fn no_such_log(origin: &str) -> Error {
+    Error::BadArgument {
         message: format!("there is no log with the origin \"{origin}\""),
         hint: "SELECT DISTINCT origin FROM agd.anchors shows them.".into(),
-    })
+    }
 }
 
 /// The origins of all logs; tenants' first, by name, then the platform's.
@@ -249,7 +259,6 @@ impl Log {
             return Ok(());
         }
         let open: Vec<u8> = self.tree.open_tiles().iter().flatten().flatten().copied().collect();
-        let time = |micros: Option<i64>| micros.map(timestamp).transpose();
         writing(|| {
             query::run_kept(
                 "UPDATE agd.log SET size = $2, open_tiles = $3, open_keys = $4, open_first_stamp = $5,
@@ -259,9 +268,9 @@ impl Log {
                     (self.tree.size() as i64).into(),
                     open.into(),
                     self.open_keys.as_slice().into(),
-                    time(self.open_stamps.map(|stamps| stamps.0))?.into(),
-                    time(self.open_stamps.map(|stamps| stamps.1))?.into(),
-                    time(self.open_since)?.into(),
+                    self.open_stamps.map(|stamps| stamps.0).into(),
+                    self.open_stamps.map(|stamps| stamps.1).into(),
+                    self.open_since.map(timestamp).transpose()?.into(),
                 ],
             )
         })?;
@@ -278,7 +287,6 @@ fn store_tile(
     keys: Option<&[u8]>,
     stamps: Option<(i64, i64)>,
 ) -> Result<()> {
-    let time = |micros: Option<i64>| micros.map(timestamp).transpose();
     writing(|| {
         query::run_kept(
             "INSERT INTO agd.tile (log_id, level, tile_index, hashes, event_keys, first_stamp, last_stamp)
@@ -289,32 +297,11 @@ fn store_tile(
                 (index as i64).into(),
                 hashes.into(),
                 keys.into(),
-                time(stamps.map(|stamps| stamps.0))?.into(),
-                time(stamps.map(|stamps| stamps.1))?.into(),
+                stamps.map(|stamps| stamps.0).into(),
+                stamps.map(|stamps| stamps.1).into(),
             ],
         )
     })
-}
-
-/// A full tile's hashes and, on level 0, its event keys. None: there is no such tile.
-pub fn tile(log_id: i32, level: u8, index: u64) -> Result<Option<(Vec<Hash>, Vec<u8>)>> {
-    let found = Spi::connect(|client| {
-        client
-            .select(
-                "SELECT hashes, event_keys FROM agd.tile WHERE log_id = $1 AND level = $2 AND tile_index = $3",
-                Some(1),
-                &[log_id.into(), i16::from(level).into(), (index as i64).into()],
-            )?
-            .next()
-            .map(|row| {
-                Ok::<_, pgrx::spi::Error>((
-                    row.get::<Vec<u8>>(1)?.unwrap_or_default(),
-                    row.get::<Vec<u8>>(2)?.unwrap_or_default(),
-                ))
-            })
-            .transpose()
-    })?;
-    found.map(|(bytes, keys)| Ok((hashes(&bytes)?, keys))).transpose()
 }
 
 /// What the sequencer has integrated.
@@ -331,19 +318,31 @@ pub struct Integrated {
     pub guard_state: Option<Vec<u8>>,
 }
 
-/// Reads the sequencer's row without SQL: any writer's commit may need it.
-#[allow(unsafe_code)] // takes a pg_snapshot apart
+impl Integrated {
+    /// Is a transaction integrated, with all its events?
+    pub fn sees(&self, xact_id: u64) -> bool {
+        xact_id < self.xmax && !self.in_progress.contains(&xact_id)
+    }
+}
+
+/// Reads the sequencer's row as it is now, without SQL: any writer's commit may need it.
 pub fn integrated() -> Result<Integrated> {
+    integrated_under(std::ptr::null_mut())
+}
+
+/// The same under a snapshot; null: the latest committed state.
+#[allow(unsafe_code)] // takes a pg_snapshot apart
+pub fn integrated_under(snapshot: pg_sys::Snapshot) -> Result<Integrated> {
     let relation = Relation::open(catalog()?.sequencer, pg_sys::AccessShareLock);
     let mut columns = Columns::default();
     let mut found = None;
-    scan(&relation, None, std::ptr::null_mut(), &mut [], |tuple| {
+    scan(&relation, None, snapshot, &mut [], |tuple| {
         columns.deform(tuple, relation.descriptor());
         // A pg_snapshot is a varlena of nxip (4 bytes), xmin, xmax and nxip transaction ids (8 bytes each).
         // SAFETY: the column types of agd.sequencer (sql/40_log.sql).
-        let snapshot = columns.get(1).map(|value| unsafe { varlena(value) }).unwrap_or_default();
+        let stored = columns.get(1).map(|value| unsafe { varlena(value) }).unwrap_or_default();
         let number = |at: usize| -> Result<u64> {
-            let bytes = snapshot
+            let bytes = stored
                 .get(at..at + 8)
                 .and_then(|bytes| bytes.try_into().ok())
                 .ok_or_else(|| corrupted("the sequencer's snapshot is cut short"))?;
@@ -352,7 +351,7 @@ pub fn integrated() -> Result<Integrated> {
         found = Some(Integrated {
             xmin: number(4)?,
             xmax: number(12)?,
-            in_progress: (20..snapshot.len()).step_by(8).map(number).collect::<Result<_>>()?,
+            in_progress: (20..stored.len()).step_by(8).map(number).collect::<Result<_>>()?,
             last_stamp: columns.get(2).map_or(0, |value| value.value() as i64),
             // SAFETY: guard_state is bytea.
             guard_state: columns.get(3).map(|value| unsafe { varlena(value) }.to_vec()),

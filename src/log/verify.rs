@@ -9,6 +9,7 @@ use crate::error::{Error, OrRaise, Result};
 use crate::log::read::keys_of_tile;
 use crate::log::record::{Context, EventKey, Reader};
 use crate::log::storage::{self, Log};
+use crate::log::stored::{Stored, Tree};
 use crate::{home, query};
 use agd_core::{Checkpoint, CompactRange, Hash, TILE_WIDTH, leaf_hash};
 use pgrx::prelude::*;
@@ -167,6 +168,15 @@ fn verify_log(log: &Log, full_scan: bool, progress: &mut Progress) -> Result<Vec
     let mut first_bad_anchor = None;
     let mut first_bad_tile = None;
     let mut first_bad_event = None;
+    // Newer than the log's row, which may itself be newer than what the calling query sees: it has every tile of it.
+    let stored = Stored::latest()?;
+    let tree = Tree {
+        stored: &stored,
+        log_id: log.log_id,
+        origin: log.origin.clone(),
+        size,
+        open: log.tree.open_tiles().to_vec(),
+    };
     let mut events = Events::new()?;
     let mut next = from;
     let mut widest = None;
@@ -174,23 +184,23 @@ fn verify_log(log: &Log, full_scan: bool, progress: &mut Progress) -> Result<Vec
     'tiles: while next < size {
         pgrx::check_for_interrupts!();
         let tile_start = next - next % TILE_WIDTH;
-        let keys = match keys_of_tile(log, tile_start) {
+        let keys = match keys_of_tile(&stored, log, tile_start) {
             Ok(keys) => keys,
             Err(error) => {
                 first_bad_tile.get_or_insert(error.message());
                 break;
             }
         };
-        let stored = stored_leaves(log, tile_start)?;
+        let kept = tree.tile(0, tile_start / TILE_WIDTH)?;
         let end = size.min(tile_start + TILE_WIDTH);
-        if (keys.len() as u64) < end - tile_start || (stored.len() as u64) < end - tile_start {
+        if (keys.len() as u64) < end - tile_start || (kept.len() as u64) < end - tile_start {
             first_bad_tile.get_or_insert(format!("tile {} is cut short", tile_start / TILE_WIDTH));
             break;
         }
         while next < end {
             let position = (next - tile_start) as usize;
             match events.leaf(keys[position])? {
-                Some(leaf) if leaf == stored[position] => range.push(leaf),
+                Some(leaf) if leaf == kept[position] => range.push(leaf),
                 // The stored leaf stands in, so that what comes after is still compared with its anchors. That the tile
                 // itself is genuine shows at the next anchor.
                 Some(_) => {
@@ -198,12 +208,12 @@ fn verify_log(log: &Log, full_scan: bool, progress: &mut Progress) -> Result<Vec
                         next,
                         format!("event {} was changed: it does not hash to its leaf {next}", keys[position]),
                     ));
-                    range.push(stored[position]);
+                    range.push(kept[position]);
                 }
                 None => {
                     first_bad_event
                         .get_or_insert((next, format!("event {} is missing: it was leaf {next}", keys[position])));
-                    range.push(stored[position]);
+                    range.push(kept[position]);
                 }
             }
             next += 1;
@@ -223,7 +233,7 @@ fn verify_log(log: &Log, full_scan: bool, progress: &mut Progress) -> Result<Vec
         }
         progress.step(end - tile_start);
         if first_bad_tile.is_none()
-            && let Some(problem) = upper_tile_problem(log, tile_start, &stored)?
+            && let Some(problem) = upper_tile_problem(&tree, tile_start, kept)?
         {
             first_bad_tile = Some(problem);
             continue 'tiles;
@@ -272,42 +282,19 @@ fn verify_log(log: &Log, full_scan: bool, progress: &mut Progress) -> Result<Vec
     Ok(checks)
 }
 
-/// The stored leaf hashes of the tile that begins at a leaf.
-fn stored_leaves(log: &Log, tile_start: u64) -> Result<Vec<Hash>> {
-    if tile_start == log.tree.size() - log.tree.size() % TILE_WIDTH {
-        return Ok(log.tree.open_tiles().first().cloned().unwrap_or_default());
-    }
-    Ok(storage::tile(log.log_id, 0, tile_start / TILE_WIDTH)?.map(|(hashes, _)| hashes).unwrap_or_default())
-}
-
 /// A full tile's root must be the hash that the tile above holds for it.
-fn upper_tile_problem(log: &Log, tile_start: u64, leaves: &[Hash]) -> Result<Option<String>> {
-    let mut hashes = leaves.to_vec();
-    let mut index = tile_start / TILE_WIDTH;
-    let mut level = 0u8;
+fn upper_tile_problem(tree: &Tree<'_>, tile_start: u64, leaves: Vec<Hash>) -> Result<Option<String>> {
+    let (mut level, mut index, mut hashes) = (0, tile_start / TILE_WIDTH, leaves);
     while hashes.len() as u64 == TILE_WIDTH {
-        let mut range = CompactRange::new();
-        for hash in &hashes {
-            range.push(*hash);
-        }
-        let root = range.root();
-        let (parent, position) = (index / TILE_WIDTH, (index % TILE_WIDTH) as usize);
-        level += 1;
-        let open_parent = log.tree.size() >> (8 * (u32::from(level) + 1));
-        let above = if parent == open_parent {
-            log.tree.open_tiles().get(usize::from(level)).cloned().unwrap_or_default()
-        } else {
-            storage::tile(log.log_id, level, parent)?.map(|(hashes, _)| hashes).unwrap_or_default()
-        };
-        if above.get(position) != Some(&root) {
-            return Ok(Some(format!("tile {parent} of level {level} does not hold the root of tile {index} below it")));
+        if let Some(problem) = tree.problem_above(level, index, &hashes)? {
+            return Ok(Some(problem));
         }
         // Only the last child completes the look at its parent.
-        if position as u64 != TILE_WIDTH - 1 {
+        if index % TILE_WIDTH != TILE_WIDTH - 1 {
             break;
         }
-        hashes = above;
-        index = parent;
+        (level, index) = (level + 1, index / TILE_WIDTH);
+        hashes = tree.tile(level, index)?;
     }
     Ok(None)
 }

@@ -6,13 +6,12 @@
 
 use std::time::Duration;
 
-use agd_core::Hash;
 use postgres::config::SslMode;
 use postgres::error::SqlState;
 use postgres::types::Type;
 use postgres::{Client, Config, NoTls};
 
-use crate::source::{Anchor, LogHead, Source, SourceError};
+use crate::source::{Anchor, LogHead, Receipt, Source, SourceError};
 
 const CONNECT: &str = "connect to the database";
 
@@ -136,20 +135,22 @@ impl Source for Database {
     fn record_publication(
         &mut self,
         origin: &str,
-        published: &[(i64, Hash)],
+        published: &[Receipt],
         published_to: &str,
     ) -> Result<(), SourceError> {
         const WHAT: &str = "record the publication (agd.record_publication)";
-        let sizes: Vec<i64> = published.iter().map(|(size, _)| *size).collect();
-        let roots: Vec<&[u8]> = published.iter().map(|(_, root)| root.as_slice()).collect();
+        let sizes: Vec<i64> = published.iter().map(|receipt| receipt.tree_size).collect();
+        let roots: Vec<&[u8]> = published.iter().map(|receipt| receipt.root.as_slice()).collect();
+        let notes: Vec<&str> = published.iter().map(|receipt| receipt.note.as_str()).collect();
         self.client
             .query_typed(
-                "SELECT agd.record_publication($1, p.tree_size, p.root_hash, $4) \
-                 FROM unnest($2, $3) AS p(tree_size, root_hash)",
+                "SELECT agd.record_publication($1, p.tree_size, p.root_hash, $5, p.note) \
+                 FROM unnest($2, $3, $4) AS p(tree_size, root_hash, note)",
                 &[
                     (&origin, Type::TEXT),
                     (&sizes, Type::INT8_ARRAY),
                     (&roots, Type::BYTEA_ARRAY),
+                    (&notes, Type::TEXT_ARRAY),
                     (&published_to, Type::TEXT),
                 ],
             )

@@ -14,12 +14,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
 
 use agd_core::bundle::MAX_ENTRY_LEN;
-use agd_core::{Checkpoint, FullTile, Hash, SignedNote, SigningKey, TILE_WIDTH, TiledTree, bundle, leaf_hash, note};
+use agd_core::note::MAX_NOTE_LEN;
+use agd_core::{Checkpoint, FullTile, Hash, SignedNote, SigningKey, TILE_WIDTH, TiledTree, bundle, leaf_hash};
 use thiserror::Error;
 
 use crate::key::LogKey;
 use crate::origin::{Kind, speaks_for};
-use crate::source::{Anchor, LogHead, Source, SourceError};
+use crate::source::{Anchor, LogHead, Receipt, Source, SourceError};
 use crate::store::{self, Reader, StoreError, Writer};
 use crate::tiles::{self, Piece, TileError};
 use crate::{EXIT_FALSE, EXIT_OK, EXIT_UNCHECKED};
@@ -217,7 +218,7 @@ fn malformed(origin: &str, reason: String) -> LogError {
 /// A published checkpoint, as it lies in the store.
 struct Stored {
     checkpoint: Checkpoint,
-    bytes: Vec<u8>,
+    note: String,
 }
 
 /// The published state of a log.
@@ -363,11 +364,11 @@ impl Publisher {
                 break;
             }
             let objects = append(source, origin, &mut state, &batch, end)?;
-            self.write(origin, &signer, &objects, &batch)?;
+            let receipts = self.write(origin, &signer, &objects, &batch)?;
             state.published = true;
             state.signed_ahead.clear();
             anchors += batch.len() as u64;
-            self.record(source, origin, batch.iter().map(|a| (a.tree_size, a.root)))?;
+            self.record(source, origin, &receipts)?;
             progress(Progress { origin, size: end, target: newest });
         }
         let to = state.tree.size();
@@ -404,12 +405,12 @@ impl Publisher {
         let stored = read_checkpoint(reader, origin, &store::newest_path(origin), signer)?;
         let tree = match &stored {
             None => TiledTree::new(),
-            Some(Stored { checkpoint, bytes }) => {
+            Some(Stored { checkpoint, note }) => {
                 let path = store::checkpoint_path(origin, checkpoint.size);
-                let limit = note::MAX_NOTE_LEN as u64;
+                let limit = MAX_NOTE_LEN as u64;
                 let immutable = reader.read(&path, limit);
                 match immutable.map_err(|error| store_error(origin, error.into()))? {
-                    Some(immutable) if immutable == *bytes => {}
+                    Some(immutable) if immutable == note.as_bytes() => {}
                     Some(_) => {
                         let reason = format!("{path} differs from the newest checkpoint");
                         return Err(refused_store(origin, reason));
@@ -445,25 +446,24 @@ impl Publisher {
             let size = store::parse_checkpoint_name(&listed.name);
             let ahead = size.filter(|size| stored.is_none() || *size > tree.size());
             if let Some(size) = ahead {
-                let root = self.stored_root(origin, size, signer)?;
-                signed_ahead.extend(root.map(|root| (size, root)));
+                let stored = self.stored_at(origin, size, signer)?;
+                signed_ahead.extend(stored.map(|stored| (size, stored.checkpoint.root)));
             }
         }
         Ok(State { published: stored.is_some(), tree, open_entries, signed_ahead })
     }
 
-    /// The root that was published at a size, from its immutable checkpoint.
-    fn stored_root(&self, origin: &str, size: u64, signer: &SigningKey) -> Result<Option<Hash>, LogError> {
+    /// What was published at a size: its immutable checkpoint.
+    fn stored_at(&self, origin: &str, size: u64, signer: &SigningKey) -> Result<Option<Stored>, LogError> {
         let path = store::checkpoint_path(origin, size);
         let stored = read_checkpoint(self.store.reader(), origin, &path, signer)?;
-        let Some(Stored { checkpoint, .. }) = stored else {
-            return Ok(None);
-        };
-        if checkpoint.size != size {
-            let reason = format!("{path} is for size {}", checkpoint.size);
-            return Err(refused_store(origin, reason));
+        match stored {
+            Some(stored) if stored.checkpoint.size != size => {
+                let reason = format!("{path} is for size {}", stored.checkpoint.size);
+                Err(refused_store(origin, reason))
+            }
+            stored => Ok(stored),
         }
-        Ok(Some(checkpoint.root))
     }
 
     /// Compares the database's anchors from `first` up to the published size with what was published.
@@ -480,7 +480,8 @@ impl Publisher {
     ) -> Result<u64, LogError> {
         let size = state.tree.size();
         let mut from = first;
-        let (mut late, mut unrecorded) = (Vec::new(), Vec::new());
+        // Anchors to be signed, to be told of, or both, each with the note that is in the store.
+        let mut behind: Vec<(ValidAnchor, Option<String>, bool)> = Vec::new();
         let mut more = state.published;
         while more {
             let page = fetch_anchors(source, origin, from)?;
@@ -490,77 +491,82 @@ impl Publisher {
                     more = false;
                     break;
                 }
-                let ours = match self.stored_root(origin, anchor.tree_size, signer)? {
-                    Some(root) => root,
+                let (ours, note) = match self.stored_at(origin, anchor.tree_size, signer)? {
+                    Some(stored) => (stored.checkpoint.root, Some(stored.note)),
                     None => {
-                        late.push(anchor.clone());
-                        tiles::load_tree(self.store.reader(), origin, anchor.tree_size)
-                            .map_err(|error| store_error(origin, error))?
-                            .root()
+                        let tree = tiles::load_tree(self.store.reader(), origin, anchor.tree_size)
+                            .map_err(|error| store_error(origin, error))?;
+                        (tree.root(), None)
                     }
                 };
                 compare(origin, anchor.tree_size, &anchor.root, &ours)?;
                 // A place whose name has the separator in it is told again each time: that does no harm.
                 let places = anchor.published_to.as_deref().unwrap_or_default();
-                if !places.split(", ").any(|place| place == self.published_to) {
-                    unrecorded.push((anchor.tree_size, anchor.root));
-                }
+                let unrecorded = !places.split(", ").any(|place| place == self.published_to);
                 from = anchor.tree_size.saturating_add(1);
+                if unrecorded || note.is_none() {
+                    behind.push((anchor, note, unrecorded));
+                }
             }
         }
-        for anchor in &late {
-            self.put_checkpoint(origin, signer, anchor)?;
+        let (mut signed, mut receipts) = (0, Vec::new());
+        for (anchor, note, unrecorded) in behind {
+            let note = match note {
+                Some(note) => note,
+                None => {
+                    signed += 1;
+                    self.put_checkpoint(origin, signer, &anchor)?
+                }
+            };
+            if unrecorded {
+                receipts.push(anchor.receipt(note));
+            }
         }
         self.sync()?;
-        self.record(source, origin, unrecorded.into_iter())?;
-        Ok(late.len() as u64)
+        self.record(source, origin, &receipts)?;
+        Ok(signed)
     }
 
-    /// Writes what a batch needs, in the order that leaves a readable store wherever it stops.
+    /// Writes what a batch needs, in the order that leaves a readable store wherever it stops. Returns the receipts.
     fn write(
         &mut self,
         origin: &str,
         signer: &SigningKey,
         objects: &[(String, Vec<u8>)],
         batch: &[ValidAnchor],
-    ) -> Result<(), LogError> {
+    ) -> Result<Vec<Receipt>, LogError> {
         for (path, bytes) in objects {
             self.store.put(path, bytes).map_err(|error| store_error(origin, error.into()))?;
         }
         self.sync()?;
-        let mut newest = Vec::new();
+        let mut receipts = Vec::with_capacity(batch.len());
         for anchor in batch {
-            newest = self.put_checkpoint(origin, signer, anchor)?;
+            receipts.push(anchor.receipt(self.put_checkpoint(origin, signer, anchor)?));
         }
         self.sync()?;
-        self.store.replace(&store::newest_path(origin), &newest).map_err(|error| store_error(origin, error.into()))
+        let newest = receipts.last().map(|receipt| receipt.note.as_bytes()).unwrap_or_default();
+        let replaced = self.store.replace(&store::newest_path(origin), newest);
+        replaced.map_err(|error| store_error(origin, error.into()))?;
+        Ok(receipts)
     }
 
     /// Signs an anchor and writes its immutable checkpoint. Ed25519 is deterministic: signing again gives the same bytes.
-    fn put_checkpoint(&mut self, origin: &str, signer: &SigningKey, anchor: &ValidAnchor) -> Result<Vec<u8>, LogError> {
+    fn put_checkpoint(&mut self, origin: &str, signer: &SigningKey, anchor: &ValidAnchor) -> Result<String, LogError> {
         let note = SignedNote::sign(&anchor.text, signer)
             .map_err(|error| LogError::Failed(Failure::Key(error.to_string())))?;
-        let bytes = note.to_string().into_bytes();
+        let note = note.to_string();
         let path = store::checkpoint_path(origin, anchor.tree_size);
-        self.store.put(&path, &bytes).map_err(|error| store_error(origin, error.into()))?;
-        Ok(bytes)
+        self.store.put(&path, note.as_bytes()).map_err(|error| store_error(origin, error.into()))?;
+        Ok(note)
     }
 
     fn sync(&mut self) -> Result<(), LogError> {
         self.store.sync().map_err(|error| LogError::Failed(Failure::Store(error)))
     }
 
-    fn record(
-        &self,
-        source: &mut dyn Source,
-        origin: &str,
-        anchors: impl Iterator<Item = (u64, Hash)>,
-    ) -> Result<(), LogError> {
-        // Sizes came from the database as bigint, so that none is cut here.
-        let anchors: Vec<(i64, Hash)> =
-            anchors.map(|(size, root)| (i64::try_from(size).unwrap_or(i64::MAX), root)).collect();
-        for anchors in anchors.chunks(ANCHOR_PAGE as usize) {
-            source.record_publication(origin, anchors, &self.published_to)?;
+    fn record(&self, source: &mut dyn Source, origin: &str, receipts: &[Receipt]) -> Result<(), LogError> {
+        for receipts in receipts.chunks(ANCHOR_PAGE as usize) {
+            source.record_publication(origin, receipts, &self.published_to)?;
         }
         Ok(())
     }
@@ -568,7 +574,7 @@ impl Publisher {
 
 /// Reads a checkpoint that this key must have signed.
 fn read_checkpoint(reader: &Reader, origin: &str, path: &str, signer: &SigningKey) -> Result<Option<Stored>, LogError> {
-    let bytes = reader.read(path, note::MAX_NOTE_LEN as u64);
+    let bytes = reader.read(path, MAX_NOTE_LEN as u64);
     let Some(bytes) = bytes.map_err(|error| store_error(origin, error.into()))? else {
         return Ok(None);
     };
@@ -580,7 +586,7 @@ fn read_checkpoint(reader: &Reader, origin: &str, path: &str, signer: &SigningKe
     if checkpoint.origin != origin {
         return Err(wrong(format!("it is of {}", checkpoint.origin)));
     }
-    Ok(Some(Stored { checkpoint, bytes }))
+    Ok(Some(Stored { checkpoint, note: note.to_string() }))
 }
 
 /// An anchor whose shape was checked, with the checkpoint text that will be signed.
@@ -590,6 +596,14 @@ struct ValidAnchor {
     root: Hash,
     text: String,
     published_to: Option<String>,
+}
+
+impl ValidAnchor {
+    fn receipt(&self, note: String) -> Receipt {
+        // The size came from the database as bigint, so that it is not cut here.
+        let tree_size = i64::try_from(self.tree_size).unwrap_or(i64::MAX);
+        Receipt { tree_size, root: self.root, note }
+    }
 }
 
 fn fetch_anchors(source: &mut dyn Source, origin: &str, from: u64) -> Result<Vec<ValidAnchor>, LogError> {

@@ -42,6 +42,17 @@ pub struct Anchor {
     pub published_to: Option<String>,
 }
 
+/// A checkpoint that is in the store now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// Leaves.
+    pub tree_size: i64,
+    /// The root over them.
+    pub root: Hash,
+    /// The signed note, as it is in the store.
+    pub note: String,
+}
+
 /// A database's logs.
 pub trait Source {
     /// Every log that has an anchor, with the size of its newest one.
@@ -62,14 +73,14 @@ pub trait Source {
     /// [`SourceError`].
     fn entries(&mut self, origin: &str, first: i64, last: i64) -> Result<Vec<(i64, Vec<u8>)>, SourceError>;
 
-    /// Tells the database that these sizes of a log are in the store.
+    /// Tells the database that these checkpoints of a log are in the store.
     ///
     /// # Errors
     /// [`SourceError`].
     fn record_publication(
         &mut self,
         origin: &str,
-        published: &[(i64, Hash)],
+        published: &[Receipt],
         published_to: &str,
     ) -> Result<(), SourceError>;
 

@@ -54,6 +54,7 @@ fn a_store_is_the_tlog_tiles_tree_of_each_log() {
             note.verify(std::slice::from_ref(key.verifier_key())).unwrap();
             let body = agd_core::Checkpoint::parse(note.text()).unwrap();
             assert_eq!((&body.origin, body.size, body.root), (origin, *size, *root));
+            assert_eq!(log.notes[size], note.to_string(), "the database has the note that is in the store");
         }
         assert!(log.anchors.keys().eq(log.published.keys()), "everything is recorded");
         assert_eq!(log.published[&size], "file:///worm");
@@ -360,8 +361,13 @@ fn what_was_not_recorded_is_recorded_later() {
     assert_eq!(publish(dir.path(), &mut database).exit_code(), 2);
     database.records_left = None;
     ok(&publish(dir.path(), &mut database));
-    for log in database.logs.values() {
+    let files = files(dir.path());
+    for (origin, log) in &database.logs {
         assert!(log.anchors.keys().eq(log.published.keys()));
+        for (size, note) in &log.notes {
+            assert_eq!(note.as_bytes(), files[&store::checkpoint_path(origin, *size)]);
+        }
+        assert!(log.anchors.keys().eq(log.notes.keys()));
     }
 }
 

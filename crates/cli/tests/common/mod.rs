@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicU64;
 use agd_cli::key::LogKey;
 use agd_cli::policy::Policy;
 use agd_cli::publish::{Publisher, Round};
-use agd_cli::source::{Anchor, LogHead, Source, SourceError};
+use agd_cli::source::{Anchor, LogHead, Receipt, Source, SourceError};
 use agd_cli::store::{Files, OsFiles, Reader, Writer};
 use agd_cli::verify::{self, Report};
 use agd_core::{Checkpoint, CompactRange, Entry, EventId, Hash, image_digest, leaf_hash};
@@ -30,6 +30,8 @@ pub struct FakeLog {
     pub entries: Vec<Vec<u8>>,
     pub anchors: BTreeMap<u64, Hash>,
     pub published: BTreeMap<u64, String>,
+    /// The notes that came with the receipts.
+    pub notes: BTreeMap<u64, String>,
 }
 
 impl FakeLog {
@@ -186,15 +188,17 @@ impl Source for FakeDatabase {
         Ok(range.map(|i| (i as i64, entries[i].clone())).collect())
     }
 
-    fn record_publication(&mut self, origin: &str, published: &[(i64, Hash)], to: &str) -> Result<(), SourceError> {
+    fn record_publication(&mut self, origin: &str, published: &[Receipt], to: &str) -> Result<(), SourceError> {
         if published.is_empty() {
             return Ok(());
         }
         spend(&mut self.records_left, "record the publication")?;
         let log = self.logs.get_mut(origin).unwrap();
-        for (size, root) in published {
-            assert_eq!(log.anchors.get(&(*size as u64)), Some(root), "only what was anchored is recorded");
-            log.published.insert(*size as u64, to.to_owned());
+        for Receipt { tree_size, root, note } in published {
+            let size = *tree_size as u64;
+            assert_eq!(log.anchors.get(&size), Some(root), "only what was anchored is recorded");
+            log.published.insert(size, to.to_owned());
+            log.notes.insert(size, note.clone());
         }
         Ok(())
     }
