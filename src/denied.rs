@@ -341,36 +341,42 @@ pub fn pending(database: &Database) -> bool {
     })
 }
 
-/// Turns what the ring holds into events. `in_transaction` runs its argument in a transaction of the worker's and commits
-/// it; an error ends the worker, and the slots are there for the next one.
-pub fn drain(database: &Database, in_transaction: impl FnOnce(&mut dyn FnMut() -> Result<()>)) {
-    let Some(Handle { ring, slots }) = ring_of(database) else { return };
-    let ready: Vec<usize> = (0..SLOTS).filter(|&index| ring.states[index].load(Ordering::Acquire) == READY).collect();
+/// What of the ring [`drain`] turned into events, to be forgotten when they are committed, and only then.
+pub struct Drained {
+    slots: Vec<usize>,
+    lost: u64,
+}
+
+/// Turns what the ring holds into events, in the present transaction.
+pub fn drain(database: &Database) -> Result<Drained> {
+    let mut drained = Drained { slots: Vec::new(), lost: 0 };
+    let Some(Handle { ring, slots }) = ring_of(database) else { return Ok(drained) };
+    drained.slots = (0..SLOTS).filter(|&index| ring.states[index].load(Ordering::Acquire) == READY).collect();
     // SAFETY: a slot that is READY is the worker's own until it is FREE again.
     let mut denials: Vec<Denial> =
-        ready.iter().filter_map(|&index| Denial::read(unsafe { &(*slots)[index] })).collect();
+        drained.slots.iter().filter_map(|&index| Denial::read(unsafe { &(*slots)[index] })).collect();
     denials.sort_unstable_by_key(|denial| denial.ticket);
-    let lost = ring.lost.load(Ordering::Acquire);
-    let unrecorded = lost.wrapping_sub(ring.lost_recorded.load(Ordering::Acquire));
-    if denials.is_empty() && unrecorded == 0 {
-        return;
+    for denial in &denials {
+        denial.insert()?;
     }
-    in_transaction(&mut || {
-        for denial in &denials {
-            denial.insert()?;
-        }
-        if unrecorded > 0 {
-            event::insert(&Record {
-                body: Some(&object(&[("lost", Some(unrecorded.to_string()))])),
-                ..Record::of("DENIED.OVERFLOW")
-            })?;
-        }
-        Ok(())
-    });
-    // Committed. Nothing between there and here can fail or be interrupted: no attempt is recorded twice.
-    ring.recorded.fetch_add(denials.len() as u64, Ordering::AcqRel);
-    ring.lost_recorded.store(lost, Ordering::Release);
-    for index in ready {
+    drained.lost = ring.lost.load(Ordering::Acquire);
+    let unrecorded = drained.lost.wrapping_sub(ring.lost_recorded.load(Ordering::Acquire));
+    if unrecorded > 0 {
+        event::insert(&Record {
+            body: Some(&object(&[("lost", Some(unrecorded.to_string()))])),
+            ..Record::of("DENIED.OVERFLOW")
+        })?;
+    }
+    Ok(drained)
+}
+
+/// Makes room again: what [`drain`] recorded is committed. Neither allocates nor fails, so that no attempt is recorded
+/// twice.
+pub fn forget(database: &Database, drained: &Drained) {
+    let Some(Handle { ring, .. }) = ring_of(database) else { return };
+    ring.recorded.fetch_add(drained.slots.len() as u64, Ordering::AcqRel);
+    ring.lost_recorded.store(drained.lost, Ordering::Release);
+    for &index in &drained.slots {
         ring.states[index].store(FREE, Ordering::Release);
     }
 }

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // background workers are registered and run through raw structures
 
 use crate::error::{Error, OrRaise, Result};
-use crate::log::sequencer::{self, Outcome, Tails};
+use crate::log::sequencer::{self, Tails};
 use crate::shmem::{self, Database};
 use crate::{backend, catalog, denied, fault, home, settings};
 use pgrx::prelude::*;
@@ -100,22 +100,33 @@ fn sleep(limit: Option<Duration>) {
     }
 }
 
-/// One transaction of a background process.
-fn in_transaction<T>(repeatable_read: bool, body: impl FnOnce() -> Result<T>) -> T {
+/// One transaction of a background process, with one snapshot for all of it or one for each statement. `committed`
+/// follows the commit before anything can fail or be interrupted.
+fn in_transaction<T>(one_snapshot: bool, body: impl FnOnce() -> T, committed: impl FnOnce(&T)) -> T {
     // SAFETY: the pattern of every background worker; an error ends the process.
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
-        if repeatable_read {
+        if one_snapshot {
             pg_sys::XactIsoLevel = pg_sys::XACT_REPEATABLE_READ as c_int;
         }
+        let result = body();
+        fault::point().or_raise();
+        pg_sys::CommitTransactionCommand();
+        committed(&result);
+        fault::point().or_raise();
+        pg_sys::pgstat_report_stat(true);
+        result
+    }
+}
+
+/// Runs `body` under a snapshot, in a transaction.
+fn with_snapshot<T>(body: impl FnOnce() -> Result<T>) -> T {
+    // SAFETY: pushed and popped in pairs; an error ends the process.
+    unsafe {
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let result = body().or_raise();
         pg_sys::PopActiveSnapshot();
-        fault::point().or_raise();
-        pg_sys::CommitTransactionCommand();
-        fault::point().or_raise();
-        pg_sys::pgstat_report_stat(true);
         result
     }
 }
@@ -170,7 +181,7 @@ unsafe extern "C-unwind" fn launcher_exits(_code: c_int, _argument: pg_sys::Datu
 }
 
 fn connectable_databases() -> Vec<pg_sys::Oid> {
-    in_transaction(false, || {
+    let body = || {
         let relation = catalog::Relation::open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock);
         let mut databases = Vec::new();
         catalog::scan(&relation, None, std::ptr::null_mut(), &mut [], |tuple| {
@@ -182,7 +193,8 @@ fn connectable_databases() -> Vec<pg_sys::Oid> {
             Ok(())
         })?;
         Ok(databases)
-    })
+    };
+    in_transaction(false, || with_snapshot(body), |_| {})
 }
 
 /// False: no worker process is to be had now.
@@ -266,10 +278,28 @@ unsafe extern "C-unwind" fn worker_exits(_code: c_int, argument: pg_sys::Datum) 
 }
 
 fn extension_installed() -> bool {
-    in_transaction(false, || {
-        // SAFETY: a catalog look-up.
-        Ok(unsafe { pg_sys::get_extension_oid(c"agd".as_ptr(), true) } != pg_sys::InvalidOid)
-    })
+    // SAFETY: a catalog look-up, which takes a snapshot of its own.
+    in_transaction(false, || unsafe { pg_sys::get_extension_oid(c"agd".as_ptr(), true) } != pg_sys::InvalidOid, |_| {})
+}
+
+/// Holds the extension until the transaction ends: DROP EXTENSION locks it before anything that belongs to it, so it waits
+/// here, and does not meet half of a pass. False: the extension is gone.
+fn hold_extension() -> bool {
+    // SAFETY: catalog look-ups and a lock, inside a transaction.
+    unsafe {
+        let find = || pg_sys::get_extension_oid(c"agd".as_ptr(), true);
+        let extension = find();
+        if extension == pg_sys::InvalidOid {
+            return false;
+        }
+        pg_sys::LockDatabaseObject(
+            pg_sys::ExtensionRelationId,
+            extension,
+            0,
+            pg_sys::AccessShareLock as pg_sys::LOCKMODE,
+        );
+        find() == extension
+    }
 }
 
 struct Worker {
@@ -324,11 +354,11 @@ impl Worker {
     fn passes(&mut self, all_tails: bool) -> bool {
         let mut platform = false;
         loop {
-            if !extension_installed() {
-                return false;
-            }
             let waiting = self.database.waiting.load(Ordering::Acquire);
-            let outcome = self.pass(Tails { open_since: if all_tails { i64::MAX } else { i64::MIN }, platform });
+            let tails = Tails { open_since: if all_tails { i64::MAX } else { i64::MIN }, platform };
+            let Some(outcome) = self.work(c"agd: integrating events", true, || sequencer::pass(tails), |_| {}) else {
+                return false;
+            };
             // A commit is counted after it became visible: all that was counted before the pass is integrated now, and
             // what was counted in vain goes with it. What the pass saw before it was counted is below zero for a moment,
             // as are events of before a restart.
@@ -358,33 +388,38 @@ impl Worker {
 
     /// Records refused attempts. False: the extension is gone.
     fn drain(&mut self) -> bool {
-        if !extension_installed() {
-            return false;
-        }
         let database = self.database;
-        // Until the record is resumed here nothing is added to it: the attempts stay where they are.
-        if !in_transaction(false, || Ok(home::check().is_ok())) {
-            self.last_drain = Some(Instant::now() + NOT_AT_HOME);
-            return true;
-        }
-        self.work(c"agd: recording refused attempts", || {
-            denied::drain(database, |body| in_transaction(false, body));
-        });
-        self.last_drain = Some(Instant::now());
-        true
+        let drain = || {
+            // Until the record is resumed here nothing is added to it: the attempts stay where they are.
+            if home::check().is_ok() { denied::drain(database).map(Some) } else { Ok(None) }
+        };
+        let committed = |drained: &Option<denied::Drained>| {
+            if let Some(drained) = drained {
+                denied::forget(database, drained);
+            }
+        };
+        let drained = self.work(c"agd: recording refused attempts", false, drain, committed);
+        let pause = if matches!(drained, Some(None)) { NOT_AT_HOME } else { Duration::ZERO };
+        self.last_drain = Some(Instant::now() + pause);
+        drained.is_some()
     }
 
-    fn pass(&self, tails: Tails) -> Outcome {
-        self.work(c"agd: integrating events", || in_transaction(true, || sequencer::pass(tails)))
-    }
-
-    fn work<T>(&self, activity: &CStr, body: impl FnOnce() -> T) -> T {
+    /// One transaction of the worker's; None: the extension is gone.
+    fn work<T>(
+        &self,
+        activity: &CStr,
+        one_snapshot: bool,
+        body: impl FnOnce() -> Result<T>,
+        committed: impl Fn(&T),
+    ) -> Option<T> {
         // SAFETY: the activity text is copied.
         unsafe {
             pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr());
         }
         let database = self.database;
-        let outcome = PgTryBuilder::new(std::panic::AssertUnwindSafe(body))
+        let body = || hold_extension().then(|| with_snapshot(body));
+        let transaction = || in_transaction(one_snapshot, body, |result| result.iter().for_each(committed));
+        let outcome = PgTryBuilder::new(std::panic::AssertUnwindSafe(transaction))
             .catch_others(|caught| {
                 // Told to whoever waits, then raised again: the process ends and is started anew.
                 let message = match &caught {

@@ -188,6 +188,35 @@ fn drop_extension_while_the_worker_runs() {
     expect_verified(&mut client);
 }
 
+/// The worker is held up in the middle of a pass, and DROP EXTENSION comes: it waits for the pass, and neither ends the
+/// other with a deadlock.
+#[test]
+fn drop_extension_in_the_middle_of_a_pass() {
+    let database = cluster().agd_database("dropmid").unwrap();
+    let mut client = database.connect().unwrap();
+    for table in ["agd.log", "agd.tile", "agd.checkpoint"] {
+        guard_and_write(&mut client);
+        eventually("a worker runs", SOON, || worker_pid(&mut client).is_some());
+        let pid = worker_pid(&mut client).unwrap();
+        let mut holder = database.connect().unwrap();
+        holder.batch_execute(&format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")).unwrap();
+        let waits = |client: &mut Client, pid: i32| -> bool {
+            let held_up = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)";
+            client.query_one(held_up, &[&pid]).unwrap().get(0)
+        };
+        client.batch_execute("INSERT INTO t SELECT i, 'x' FROM generate_series(1001, 1300) i").unwrap();
+        eventually(&format!("the worker is held up by {table}"), SOON, || waits(&mut client, pid));
+        client.batch_execute("SELECT agd.unguard('t', 'the end of the test'); DROP TABLE t").unwrap();
+        let mut dropper = database.connect().unwrap();
+        let dropper_pid: i32 = dropper.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+        let dropped = std::thread::spawn(move || dropper.batch_execute("DROP EXTENSION agd"));
+        eventually("DROP EXTENSION waits", SOON, || waits(&mut client, dropper_pid));
+        holder.batch_execute("ROLLBACK").unwrap();
+        dropped.join().unwrap().unwrap_or_else(|error| panic!("{table}: {error:?}"));
+        client.batch_execute("CREATE EXTENSION agd").unwrap();
+    }
+}
+
 /// A migration runs in one transaction: what it recorded goes with the tables it was recorded in.
 #[test]
 fn drop_extension_in_the_transaction_that_recorded_something() {
