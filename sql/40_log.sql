@@ -59,10 +59,16 @@ CREATE TABLE agd.publication (
 COMMENT ON TABLE agd.publication IS 'receipts: which checkpoint was carried where';
 
 CREATE TABLE agd.verified (
-  log_id      int    PRIMARY KEY REFERENCES agd.log (log_id),
-  tree_size   bigint NOT NULL,
-  nodes       bytea  NOT NULL,      -- the compact range up to there
-  verified_at timestamptz NOT NULL
+  log_id       int    PRIMARY KEY REFERENCES agd.log (log_id),
+  tree_size    bigint NOT NULL,     -- up to there the log was verified by itself
+  nodes        bytea  NOT NULL,     -- the compact range up to there
+  counted_size bigint NOT NULL DEFAULT 0,   -- up to there its leaves were held against all events,
+  anchored_size bigint NOT NULL DEFAULT 0,  -- and up to there its anchors against the platform log
+  verified_at  timestamptz NOT NULL,
+  -- In the platform log's row: what the sequencer had integrated when all logs had their counted_size, and the guard
+  -- state of its last pass.
+  integrated   pg_snapshot,
+  guard_state  bytea
 );
 COMMENT ON TABLE agd.verified IS 'how far agd.verify() got; the next one goes on from there';
 
@@ -126,6 +132,13 @@ COMMENT ON FUNCTION agd.tlog_proof(text) IS
 CREATE FUNCTION agd.verify(origin text DEFAULT NULL, full_scan boolean DEFAULT false)
   RETURNS TABLE (origin text, check_name text, ok boolean, entries bigint, detail text)
   LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-  AS 'MODULE_PATHNAME', 'verify_wrapper';
+  AS 'MODULE_PATHNAME', 'agd_verify';
 COMMENT ON FUNCTION agd.verify(text, boolean) IS
-  'recomputes leaves, tiles, roots and anchors, log by log, and names the first bad event';
+  'recomputes leaves, tiles, roots and anchors, log by log, and names the first bad event; goes on from where it ended the last time, unless full_scan';
+
+CREATE FUNCTION agd.verifications()
+  RETURNS TABLE (pid int, role oid, started_at timestamptz, full_scan boolean, phase text, log_id int,
+                 leaves_done bigint, leaves_total bigint)
+  LANGUAGE c VOLATILE
+  AS 'MODULE_PATHNAME', 'verifications_wrapper';
+COMMENT ON FUNCTION agd.verifications() IS 'what agd.verify() is doing in this database; agd.verify_progress shows it';

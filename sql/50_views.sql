@@ -100,3 +100,17 @@ CREATE VIEW agd.stat AS
          s.denied_lost AS denied_overflow     -- refused attempts that found the ring full: counted, nothing more
     FROM agd.worker_status() s;
 COMMENT ON VIEW agd.stat IS 'how agd is doing in this database; counters run since the server started';
+
+CREATE VIEW agd.verify_progress AS
+  SELECT v.pid,
+         pg_catalog.pg_get_userbyid(v.role) AS role,
+         v.started_at,
+         v.full_scan,
+         v.phase,
+         l.origin,
+         v.leaves_done,
+         v.leaves_total,
+         CASE WHEN v.leaves_total = 0 THEN 100
+              ELSE pg_catalog.round(LEAST(100.0 * v.leaves_done / v.leaves_total, 100), 1) END AS percent
+    FROM agd.verifications() v LEFT JOIN agd.log l USING (log_id);
+COMMENT ON VIEW agd.verify_progress IS 'every agd.verify() that runs in this database: who, since when, which log, how far';

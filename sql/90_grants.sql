@@ -28,8 +28,8 @@ GRANT EXECUTE ON FUNCTION
   agd.create_tenant(text, text), agd.map_role(name, text, text), agd.resume() TO agd_platform;
 GRANT SELECT ON agd.tenant, agd.role_map, agd.guarded_table, agd.every_guard TO agd_platform, agd_auditor;
 GRANT EXECUTE ON FUNCTION agd.coverage(), agd.guard_state(), agd.anchor(), agd.worker_status(),
-  agd.verify(text, boolean) TO agd_platform, agd_auditor;
-GRANT SELECT ON agd.stat TO agd_platform, agd_auditor;
+  agd.verify(text, boolean), agd.verifications() TO agd_platform, agd_auditor;
+GRANT SELECT ON agd.stat, agd.verify_progress TO agd_platform, agd_auditor;
 -- verify_table() names rows by their key and columns by their name; values it shows to superusers only.
 GRANT EXECUTE ON FUNCTION agd.verify_table(regclass) TO agd_platform, agd_auditor;
 

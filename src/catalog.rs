@@ -168,6 +168,14 @@ pub fn is_installed() -> bool {
     CATALOG.get().is_some() || unsafe { pg_sys::get_extension_oid(c"agd".as_ptr(), true) } != pg_sys::InvalidOid
 }
 
+/// Where a column stands in a row, from 0. For tables that are not read on the hot path.
+pub fn column(table: pg_sys::Oid, name: &CStr) -> Result<usize> {
+    // SAFETY: a catalog look-up; 0 for a column that is not there.
+    let number = unsafe { pg_sys::get_attnum(table, name.as_ptr()) };
+    usize::try_from(i32::from(number) - 1)
+        .map_err(|_| Error::Internal(format!("agd: one of its tables has no column {}", name.to_string_lossy())))
+}
+
 /// The oid of a relation of agd's by its name, for those that are not needed on the hot path.
 pub fn named(name: &CStr) -> Result<pg_sys::Oid> {
     // SAFETY: plain catalog look-ups inside a transaction; an unknown name gives InvalidOid.
@@ -334,6 +342,76 @@ pub fn scan_directed(
     }
 }
 
+/// An ordered index scan that can be aimed anew again and again: much cheaper than a scan for each look-up.
+///
+/// For indexes whose columns are the first ones of their table, in this order: agd's primary keys.
+pub struct Seek {
+    scan: pg_sys::SysScanDesc,
+    index: pg_sys::Relation,
+    keys: Vec<pg_sys::ScanKeyData>,
+    relation: Relation,
+}
+
+impl Seek {
+    /// A scan under a snapshot, which outlives it. The values in `keys` are those of [`Seek::aim`]. With no keys it stands
+    /// before the first row; else it must be aimed first.
+    pub fn new(
+        table: pg_sys::Oid,
+        index: pg_sys::Oid,
+        snapshot: pg_sys::Snapshot,
+        keys: Vec<pg_sys::ScanKeyData>,
+    ) -> Self {
+        let relation = Relation::open(table, pg_sys::AccessShareLock);
+        // Some versions of PostgreSQL put the index's column numbers into what they are given.
+        let mut given = keys.clone();
+        // SAFETY: index and scan are closed on drop, the scan first; the keys' values are not looked at before the first row
+        // is asked for.
+        unsafe {
+            let index = pg_sys::index_open(index, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+            let scan =
+                pg_sys::systable_beginscan_ordered(relation.0, index, snapshot, given.len() as i32, given.as_mut_ptr());
+            Seek { scan, index, keys, relation }
+        }
+    }
+
+    /// Puts the scan before the first row that fits the keys with these values.
+    pub fn aim(&mut self, values: &[pg_sys::Datum]) {
+        for (key, value) in self.keys.iter_mut().zip(values) {
+            key.sk_argument = *value;
+        }
+        // SAFETY: an open scan, and as many keys as it was begun with.
+        unsafe {
+            let (keys, none) = (self.keys.as_mut_ptr(), std::ptr::null_mut());
+            pg_sys::index_rescan((*self.scan).iscan, keys, self.keys.len() as i32, none, 0);
+        }
+    }
+
+    /// The next row, in the index's order. It is valid until the scan is used again.
+    pub fn next(&mut self) -> Option<pg_sys::HeapTuple> {
+        // SAFETY: an open scan.
+        let tuple = unsafe { pg_sys::systable_getnext_ordered(self.scan, pg_sys::ScanDirection::ForwardScanDirection) };
+        (!tuple.is_null()).then_some(tuple)
+    }
+
+    /// The table's row type.
+    pub fn descriptor(&self) -> pg_sys::TupleDesc {
+        self.relation.descriptor()
+    }
+}
+
+impl Drop for Seek {
+    fn drop(&mut self) {
+        // On a PostgreSQL error the resource owner lets go of everything.
+        if !std::thread::panicking() {
+            // SAFETY: opened by new(), closed once; the table is closed after its scan.
+            unsafe {
+                pg_sys::systable_endscan_ordered(self.scan);
+                pg_sys::index_close(self.index, pg_sys::NoLock as pg_sys::LOCKMODE);
+            }
+        }
+    }
+}
+
 /// Hands on tuple by tuple, until there is none, `row` says false, or it fails.
 fn walk(
     mut next: impl FnMut() -> pg_sys::HeapTuple,
@@ -449,7 +527,10 @@ impl Scratch {
             let outer = pg_sys::MemoryContextSwitchTo(self.0);
             let result = body();
             pg_sys::MemoryContextSwitchTo(outer);
-            pg_sys::MemoryContextReset(self.0);
+            // Most rows need nothing: then there is nothing to free.
+            if !(*self.0).isReset {
+                pg_sys::MemoryContextReset(self.0);
+            }
             result
         }
     }
@@ -515,7 +596,10 @@ impl Columns {
 pub unsafe fn varlena<'a>(value: pg_sys::Datum) -> &'a [u8] {
     // SAFETY: the caller vouches for the type; pg_detoast_datum_packed returns a plain or short varlena.
     unsafe {
-        let packed = pg_sys::pg_detoast_datum_packed(value.cast_mut_ptr());
+        let stored = value.cast_mut_ptr::<pg_sys::varlena>();
+        // Most values lie in the tuple as they are: a look at the first byte tells, and a guarded call would cost more.
+        let plain = pgrx::varatt_is_4b_u(stored) || pgrx::varatt_is_1b(stored) && !pgrx::varatt_is_1b_e(stored);
+        let packed = if plain { stored } else { pg_sys::pg_detoast_datum_packed(stored) };
         let length = pgrx::varsize_any_exhdr(packed);
         std::slice::from_raw_parts(pgrx::vardata_any(packed).cast::<u8>(), length)
     }

@@ -114,11 +114,6 @@ impl Error {
         };
         (*report.sqlstate, message)
     }
-
-    /// The message alone, for the worker's status.
-    pub fn message(self) -> String {
-        self.report().message
-    }
 }
 
 /// Turns an `Err` into a PostgreSQL ERROR.

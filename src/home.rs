@@ -21,8 +21,9 @@ use crate::guard::baseline::record_baseline;
 use crate::guard::define::uuid_of;
 use crate::guard::relation::qualified_name;
 use crate::log::{storage, verify};
+use crate::query::{self, At};
 use crate::shmem::{self, Database};
-use crate::{backend, query, settings};
+use crate::{backend, settings};
 use agd_core::name;
 use pgrx::prelude::*;
 use std::sync::atomic::Ordering;
@@ -237,6 +238,15 @@ fn timeline() -> i32 {
 pub fn present_id() -> Result<Option<u64>> {
     let home = read()?;
     Ok(backend::transaction_id_if_any().filter(|_| home.is_here()).map(|id| home.base + id))
+}
+
+/// The first number, as transactions are recorded here, that the active snapshot cannot see; None: the record is not at
+/// home here.
+pub fn snapshot_end() -> Result<Option<u64>> {
+    let home = read()?;
+    let end = query::rows(At::Active, "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())")?;
+    let end = end.first().and_then(|row| row.first()?.as_deref()?.parse::<u64>().ok());
+    Ok(end.filter(|_| home.is_here()).map(|end| home.base + end))
 }
 
 // ------------------------------------------------------------------------------------------------- for the worker

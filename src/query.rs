@@ -72,6 +72,8 @@ pub enum At {
     Now,
     /// The same without what this transaction did from the command with this number on: what was before a statement.
     Before(pg_sys::CommandId),
+    /// What the active snapshot sees.
+    Active,
 }
 
 impl At {
@@ -80,7 +82,10 @@ impl At {
     pub fn snapshot(self) -> pg_sys::Snapshot {
         // SAFETY: inside a transaction; the registered snapshot is a copy of its own.
         unsafe {
-            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
+            let snapshot = pg_sys::RegisterSnapshot(match self {
+                At::Active => pg_sys::GetActiveSnapshot(),
+                At::Now | At::Before(_) => pg_sys::GetLatestSnapshot(),
+            });
             if let At::Before(command) = self {
                 (*snapshot).curcid = command;
             }

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)] // shared memory is laid out by hand and reached through one raw pointer
 
 use crate::error::{Error, Result};
+use crate::log::verify::progress;
 use crate::{backend, denied};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::Cell;
@@ -95,6 +96,7 @@ unsafe extern "C-unwind" fn request() {
         }
         pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
         pg_sys::RequestAddinShmemSpace(denied::SHARED_SIZE);
+        pg_sys::RequestAddinShmemSpace(progress::SHARED_SIZE);
     }
 }
 
@@ -117,6 +119,7 @@ unsafe extern "C-unwind" fn startup() {
         }
         SHARED.store(shared, Ordering::Release);
         denied::attach();
+        progress::attach();
     }
 }
 

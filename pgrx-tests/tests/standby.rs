@@ -30,6 +30,19 @@ fn read_verified_and_promoted() {
     reconcile(&mut reader, "t", &["id"]);
     expect_each_event_in_one_leaf(&mut reader);
     expect_verified(&mut reader);
+    // Nothing is remembered here: each time from the first leaf, or from where the primary ended.
+    let entries = "SELECT sum(entries)::bigint, bool_and(ok) FROM agd.verify() WHERE check_name = 'events'";
+    let all: i64 = reader.query_one("SELECT sum(size)::bigint FROM agd.log", &[]).unwrap().get(0);
+    for _ in 0..2 {
+        let row = reader.query_one(entries, &[]).unwrap();
+        assert_eq!((row.get(0), row.get(1)), (Some(all), Some(true)));
+    }
+    client.batch_execute("SELECT * FROM agd.verify()").unwrap();
+    eventually("the standby has what the primary remembers", Duration::from_secs(20), || {
+        reader.query_one(entries, &[]).unwrap().get::<_, i64>(0) == 0
+    });
+    expect_sqlstate(reader.batch_execute("SELECT * FROM agd.verify('no such log')"), "22023");
+    assert_eq!(reader.query_one("SELECT count(*) FROM agd.verify_progress", &[]).unwrap().get::<_, i64>(0), 0);
     let error = expect_sqlstate(reader.query("SELECT * FROM agd.anchor()", &[]), "55000");
     expect_hint(&error, "primary");
     expect_sqlstate(reader.batch_execute("INSERT INTO t VALUES (1000, 'no')"), "25006");

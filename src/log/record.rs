@@ -66,6 +66,30 @@ pub struct Context {
     client_addr: Option<String>,
 }
 
+impl Context {
+    /// From a row of agd.transaction.
+    pub fn read(row: &Columns) -> Result<Self> {
+        let string = |index| -> Result<Option<String>> {
+            // SAFETY: only asked for columns that are text (sql/20_event.sql).
+            row.get(index).map(|value| unsafe { text(value) }.map(str::to_owned)).transpose()
+        };
+        let number = |index| row.get(index).map_or(0, |value: pg_sys::Datum| value.value());
+        Ok(Context {
+            xact_id: number(event::TRANSACTION_XACT_ID) as u64,
+            stamp: number(event::TRANSACTION_STAMP) as i64,
+            events: number(event::TRANSACTION_EVENTS) as i32,
+            session_user_name: string(event::TRANSACTION_SESSION_USER)?.unwrap_or_default(),
+            role_name: string(event::TRANSACTION_ROLE)?.unwrap_or_default(),
+            principal: string(event::TRANSACTION_PRINCIPAL)?,
+            fleet_id: string(event::TRANSACTION_FLEET)?,
+            cause: string(event::TRANSACTION_CAUSE)?,
+            binding: string(event::TRANSACTION_BINDING)?.unwrap_or_default(),
+            application_name: string(event::TRANSACTION_APPLICATION)?,
+            client_addr: string(event::TRANSACTION_CLIENT)?,
+        })
+    }
+}
+
 /// Reads events and their contexts under one snapshot.
 pub struct Reader {
     /// A scan of agd.event by transaction, kept from one to the next; closed before the table is.
@@ -114,7 +138,7 @@ impl Reader {
         let mut columns = Columns::default();
         scan(&self.transactions, Some(self.transaction_pkey), self.snapshot.raw(), &mut keys, |tuple| {
             columns.deform(tuple, self.transactions.descriptor());
-            each(read_context(&columns)?);
+            each(Context::read(&columns)?);
             Ok(())
         })
     }
@@ -188,30 +212,8 @@ impl Reader {
     }
 }
 
-/// A row of agd.transaction.
-fn read_context(columns: &Columns) -> Result<Context> {
-    let string = |index| -> Result<Option<String>> {
-        // SAFETY: these columns are text.
-        columns.get(index).map(|value| unsafe { text(value) }.map(str::to_owned)).transpose()
-    };
-    let number = |index| columns.get(index).map_or(0, |value: pg_sys::Datum| value.value());
-    Ok(Context {
-        xact_id: number(event::TRANSACTION_XACT_ID) as u64,
-        stamp: number(event::TRANSACTION_STAMP) as i64,
-        events: number(event::TRANSACTION_EVENTS) as i32,
-        session_user_name: string(event::TRANSACTION_SESSION_USER)?.unwrap_or_default(),
-        role_name: string(event::TRANSACTION_ROLE)?.unwrap_or_default(),
-        principal: string(event::TRANSACTION_PRINCIPAL)?,
-        fleet_id: string(event::TRANSACTION_FLEET)?,
-        cause: string(event::TRANSACTION_CAUSE)?,
-        binding: string(event::TRANSACTION_BINDING)?.unwrap_or_default(),
-        application_name: string(event::TRANSACTION_APPLICATION)?,
-        client_addr: string(event::TRANSACTION_CLIENT)?,
-    })
-}
-
 /// The canonical bytes of an event's entry, into `out` (cleared first). Returns its key and tenant.
-fn write_entry<'a>(context: &Context, row: &'a Columns, out: &mut Vec<u8>) -> Result<(EventKey, Option<&'a str>)> {
+pub fn write_entry<'a>(context: &Context, row: &'a Columns, out: &mut Vec<u8>) -> Result<(EventKey, Option<&'a str>)> {
     let number = |index: usize| row.get(index).map_or(0, |value| value.value());
     let string = |index: usize| -> Result<Option<&'a str>> {
         // SAFETY: only asked for columns that are text or json (sql/20_event.sql).
@@ -229,8 +231,7 @@ fn write_entry<'a>(context: &Context, row: &'a Columns, out: &mut Vec<u8>) -> Re
     let digest = |kind, index| -> Result<_> { Ok(string(index)?.map(|image| image_digest(kind, &salt, image))) };
     let guard_id = row.get(event::EVENT_GUARD_ID).map(|value| {
         // SAFETY: a uuid is 16 bytes by reference.
-        let bytes = unsafe { std::slice::from_raw_parts(value.cast_mut_ptr::<u8>(), 16) };
-        uuid_text(bytes)
+        uuid_text(unsafe { &*value.cast_mut_ptr::<[u8; 16]>() })
     });
     let tenant = string(event::EVENT_TENANT)?;
     out.clear();
@@ -241,7 +242,7 @@ fn write_entry<'a>(context: &Context, row: &'a Columns, out: &mut Vec<u8>) -> Re
         committed_at: context.stamp.saturating_add(EPOCH_DIFFERENCE),
         tenant,
         relation: string(event::EVENT_RELATION)?,
-        guard_id: guard_id.as_deref(),
+        guard_id: guard_id.as_ref().and_then(|text| std::str::from_utf8(text).ok()),
         row_key: digest(ImageKind::Key, event::EVENT_ROW_KEY)?,
         old: digest(ImageKind::Old, event::EVENT_OLD)?,
         new: digest(ImageKind::New, event::EVENT_NEW)?,
@@ -263,15 +264,18 @@ fn write_entry<'a>(context: &Context, row: &'a Columns, out: &mut Vec<u8>) -> Re
     Ok((key, tenant))
 }
 
-fn uuid_text(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(36);
-    for (position, byte) in bytes.iter().enumerate() {
-        if matches!(position, 4 | 6 | 8 | 10) {
-            text.push('-');
+/// The text of a uuid, without an allocation: this runs for every event.
+fn uuid_text(bytes: &[u8; 16]) -> [u8; 36] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [b'-'; 36];
+    let mut at = 0;
+    for (index, byte) in bytes.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            at += 1;
         }
-        for digit in [byte >> 4, byte & 15] {
-            text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
-        }
+        text[at] = HEX[usize::from(byte >> 4)];
+        text[at + 1] = HEX[usize::from(byte & 15)];
+        at += 2;
     }
     text
 }

@@ -15,7 +15,7 @@ use crate::event::{self, Record};
 use crate::log::record::{Context, EventKey, Reader};
 use crate::log::storage::{self, Log};
 use crate::{backend, fault, home, query};
-use agd_core::{Checkpoint, TILE_WIDTH, leaf_hash, name};
+use agd_core::{Checkpoint, Hash, TILE_WIDTH, leaf_hash, name};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -94,13 +94,18 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
         }
         Tails { open_since, .. } => storage::logs_open_since(open_since)?,
     };
-    if due.is_empty() && waiting_tails.is_empty() && !tails.platform {
+    let idle = due.is_empty() && waiting_tails.is_empty() && !tails.platform;
+    if idle && tails.open_since != i64::MAX {
+        return Ok(Outcome::default());
+    }
+    let guard_state = guard_state(tails)?;
+    // Whoever asks for an anchor asks for a look at the guards too, whether there is anything to anchor or not.
+    if idle && old.guard_state.as_ref() == Some(&guard_state) {
         return Ok(Outcome::default());
     }
     storage::lock_sequencer()?;
     due.sort_unstable_by_key(|due| (due.stamp, due.xact_id));
 
-    let guard_state = guard_state(tails)?;
     let mut pass = Pass {
         platform: storage::platform_log()?,
         tenants: HashMap::new(),
@@ -110,7 +115,7 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
         outcome: Outcome::default(),
     };
     if old.guard_state.as_ref() != Some(&pass.guard_state) {
-        record("GUARD.STATE", &format!("sha256:{}", hex::encode(&pass.guard_state)))?;
+        record("GUARD.STATE", &guard_state_body(&pass.guard_state)?)?;
         pass.outcome.recorded = true;
     }
 
@@ -192,6 +197,19 @@ fn in_recorded_ids(snapshot: &str, base: u64) -> Option<(String, u64)> {
     let (xmin, xmax, list) = (raised(parts.next()?)?, raised(parts.next()?)?, parts.next()?);
     let list = list.split(',').filter(|id| !id.is_empty()).map(|id| raised(id).map(|id| id.to_string()));
     Some((format!("{xmin}:{xmax}:{}", list.collect::<Option<Vec<_>>>()?.join(",")), xmax))
+}
+
+/// What the log says of a new guard state: its digest, and which guards are not intact.
+fn guard_state_body(digest: &[u8]) -> Result<String> {
+    let digest = Hash::try_from(digest).map_err(|_| Error::Internal("agd: the guard state is no digest".into()))?;
+    // From catalog rows alone, as the digest: nothing here waits for a lock on a guarded table.
+    let open = query::one::<String>(
+        "SELECT pg_catalog.left(pg_catalog.string_agg(pg_catalog.format('%s: %s', w.relation, w.problem), '; '
+                                                      ORDER BY w.relation::text COLLATE \"C\", w.problem), 4000)
+           FROM agd.every_guard g CROSS JOIN LATERAL agd.guard_problems(g.relation, '{}') w",
+        &[],
+    )?;
+    Ok(agd_core::guard_state::body(&digest, open.as_deref()))
 }
 
 /// An event of the worker's own.

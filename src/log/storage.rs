@@ -162,16 +162,6 @@ pub fn no_such_log(origin: &str) -> Error {
     }
 }
 
-/// The origins of all logs; tenants' first, by name, then the platform's.
-pub fn origins() -> Result<Vec<String>> {
-    Spi::connect(|client| {
-        client
-            .select("SELECT origin FROM agd.log ORDER BY tenant NULLS LAST", None, &[])?
-            .map(|row| Ok(row.get::<String>(1)?.unwrap_or_default()))
-            .collect()
-    })
-}
-
 /// Every log; tenants' first, by name, then the platform's.
 pub fn all_logs() -> Result<Vec<Log>> {
     read_logs("true", &[])

@@ -7,10 +7,12 @@
 //! clock, never draws randomness and knows nothing of PostgreSQL. `docs/formats.md` describes every format byte by byte.
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod bundle;
 pub mod checkpoint;
 pub mod entry;
 mod fifo;
+pub mod guard_state;
 pub mod intent;
 pub mod merkle;
 pub mod name;

@@ -145,8 +145,8 @@ impl CompactRange {
 
     /// Appends one leaf hash.
     pub fn push(&mut self, leaf: Hash) {
-        let (kept, merged) = self.merge(leaf, |_, _| {});
-        self.commit(kept, merged);
+        let (kept, merged) = self.merge(0, leaf, |_, _| {});
+        self.commit(0, kept, merged);
     }
 
     /// The Merkle tree hash of all leaves so far.
@@ -164,13 +164,15 @@ impl CompactRange {
         &self.nodes
     }
 
-    /// What appending `leaf` would do, without doing it: how many nodes stay, and the node that follows them. `completed`
-    /// is told the height and root of every perfect subtree that the leaf completes, lowest first.
-    pub(crate) fn merge(&self, leaf: Hash, mut completed: impl FnMut(u32, &Hash)) -> (usize, Hash) {
-        // A leaf completes one subtree for each trailing one bit of the size, as a binary counter carries.
-        let kept = self.nodes.len() - self.size.trailing_ones() as usize;
-        let mut hash = leaf;
-        for (height, left) in (1..).zip(self.nodes[kept..].iter().rev()) {
+    /// What appending a perfect subtree of 2^`height` leaves would do, without doing it: how many nodes stay, and the node
+    /// that follows them. The size must be a multiple of 2^`height` (a leaf is a subtree of height 0). `completed` is told
+    /// the height and root of every larger perfect subtree that this completes, lowest first.
+    pub(crate) fn merge(&self, height: u32, root: Hash, mut completed: impl FnMut(u32, &Hash)) -> (usize, Hash) {
+        debug_assert!(self.size.is_multiple_of(1 << height));
+        // It completes one subtree for each trailing one bit of the size, as a binary counter carries.
+        let kept = self.nodes.len() - (self.size >> height).trailing_ones() as usize;
+        let mut hash = root;
+        for (height, left) in (height + 1..).zip(self.nodes[kept..].iter().rev()) {
             hash = node_hash(left, &hash);
             completed(height, &hash);
         }
@@ -178,10 +180,10 @@ impl CompactRange {
     }
 
     /// Does what [`CompactRange::merge`] computed.
-    pub(crate) fn commit(&mut self, kept: usize, merged: Hash) {
+    pub(crate) fn commit(&mut self, height: u32, kept: usize, merged: Hash) {
         self.nodes.truncate(kept);
         self.nodes.push(merged);
-        self.size += 1;
+        self.size += 1 << height;
     }
 }
 

@@ -81,30 +81,51 @@ impl TiledTree {
     /// Whatever `full` returned; the tree is then as it was before the call, so that the same leaf can be pushed again.
     /// Tiles that `full` took before it failed will be handed to it again, with the same bytes.
     pub fn push<E>(&mut self, leaf: Hash, full: &mut impl FnMut(FullTile<'_>) -> Result<(), E>) -> Result<(), E> {
+        self.insert(0, leaf, full)
+    }
+
+    /// Appends 256 leaves of which only their tile's root is known; the size must be a multiple of 256. That tile itself
+    /// is not handed to `full`.
+    pub(crate) fn push_tile<E>(
+        &mut self,
+        root: Hash,
+        full: &mut impl FnMut(FullTile<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.insert(1, root, full)
+    }
+
+    /// Appends one hash of a tile level.
+    fn insert<E>(
+        &mut self,
+        bottom: usize,
+        hash: Hash,
+        full: &mut impl FnMut(FullTile<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let Self { range, open } = self;
-        let mut top = 0;
-        append(open, 0, leaf);
-        let (kept, merged) = range.merge(leaf, |height, root| {
+        let bottom_height = TILE_HEIGHT * bottom as u32;
+        let mut top = bottom;
+        append(open, bottom, hash);
+        let (kept, merged) = range.merge(bottom_height, hash, |height, root| {
             if height % TILE_HEIGHT == 0 {
                 top = (height / TILE_HEIGHT) as usize;
                 append(open, top, *root);
             }
         });
         // A hash arrived at level l + 1 because the tile at level l became full: all tiles below `top` are full.
-        for (level, hashes) in open.iter().enumerate().take(top) {
+        for (level, hashes) in open.iter().enumerate().take(top).skip(bottom) {
             let index = range.size() >> (TILE_HEIGHT * (level as u32 + 1));
             if let Err(error) = full(FullTile { level: level as u8, index, hashes }) {
-                for tile in open.iter_mut().take(top + 1) {
+                for tile in open.iter_mut().take(top + 1).skip(bottom) {
                     tile.pop();
                 }
                 open.truncate(level_count(range.size()));
                 return Err(error);
             }
         }
-        for tile in open.iter_mut().take(top) {
+        for tile in open.iter_mut().take(top).skip(bottom) {
             tile.clear();
         }
-        range.commit(kept, merged);
+        range.commit(bottom_height, kept, merged);
         Ok(())
     }
 

@@ -1,10 +1,12 @@
 //! Tests of agd-core against its specifications, the golden vectors and independent implementations.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod audit;
 mod bundle;
 mod checkpoint;
 mod entry;
 mod golden;
+mod guard_state;
 mod intent;
 mod merkle;
 mod name;
