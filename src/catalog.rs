@@ -346,6 +346,8 @@ pub fn scan_directed(
 ///
 /// For indexes whose columns are the first ones of their table, in this order: agd's primary keys.
 pub struct Seek {
+    /// Where the scan's own memory is: whoever calls may reset the context that is current then.
+    memory: pg_sys::MemoryContext,
     scan: pg_sys::SysScanDesc,
     index: pg_sys::Relation,
     keys: Vec<pg_sys::ScanKeyData>,
@@ -353,9 +355,10 @@ pub struct Seek {
 }
 
 impl Seek {
-    /// A scan under a snapshot, which outlives it. The values in `keys` are those of [`Seek::aim`]. With no keys it stands
-    /// before the first row; else it must be aimed first.
+    /// A scan under a snapshot, which outlives it, as `memory` does. The values in `keys` are those of [`Seek::aim`]. With no
+    /// keys it stands before the first row; else it must be aimed first.
     pub fn new(
+        memory: pg_sys::MemoryContext,
         table: pg_sys::Oid,
         index: pg_sys::Oid,
         snapshot: pg_sys::Snapshot,
@@ -366,12 +369,12 @@ impl Seek {
         let mut given = keys.clone();
         // SAFETY: index and scan are closed on drop, the scan first; the keys' values are not looked at before the first row
         // is asked for.
-        unsafe {
+        within(memory, || unsafe {
             let index = pg_sys::index_open(index, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
             let scan =
                 pg_sys::systable_beginscan_ordered(relation.0, index, snapshot, given.len() as i32, given.as_mut_ptr());
-            Seek { scan, index, keys, relation }
-        }
+            Seek { memory, scan, index, keys, relation }
+        })
     }
 
     /// Puts the scan before the first row that fits the keys with these values.
@@ -380,16 +383,17 @@ impl Seek {
             key.sk_argument = *value;
         }
         // SAFETY: an open scan, and as many keys as it was begun with.
-        unsafe {
+        within(self.memory, || unsafe {
             let (keys, none) = (self.keys.as_mut_ptr(), std::ptr::null_mut());
             pg_sys::index_rescan((*self.scan).iscan, keys, self.keys.len() as i32, none, 0);
-        }
+        });
     }
 
     /// The next row, in the index's order. It is valid until the scan is used again.
     pub fn next(&mut self) -> Option<pg_sys::HeapTuple> {
+        let forward = pg_sys::ScanDirection::ForwardScanDirection;
         // SAFETY: an open scan.
-        let tuple = unsafe { pg_sys::systable_getnext_ordered(self.scan, pg_sys::ScanDirection::ForwardScanDirection) };
+        let tuple = within(self.memory, || unsafe { pg_sys::systable_getnext_ordered(self.scan, forward) });
         (!tuple.is_null()).then_some(tuple)
     }
 
@@ -425,79 +429,14 @@ fn walk(
     }
 }
 
-/// A scan of an index that is begun once and repeated with other keys. The index has the table's columns in the same
-/// places, from the first.
-pub struct Ordered {
-    /// Where the scan's own memory is: whoever calls may reset the context that is current then.
-    memory: pg_sys::MemoryContext,
-    index: pg_sys::Relation,
-    scan: pg_sys::IndexScanDesc,
-    slot: *mut pg_sys::TupleTableSlot,
-}
-
-impl Ordered {
-    /// Opens a scan with so many keys. The table stays open for longer than this, and so does `memory`.
-    pub fn open(
-        relation: &Relation,
-        index: pg_sys::Oid,
-        snapshot: pg_sys::Snapshot,
-        keys: usize,
-        memory: pg_sys::MemoryContext,
-    ) -> Self {
-        // SAFETY: closed on drop; on an error PostgreSQL closes and frees it all.
-        unsafe {
-            let outer = pg_sys::MemoryContextSwitchTo(memory);
-            let index = pg_sys::index_open(index, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
-            let slot = pg_sys::table_slot_create(relation.0, std::ptr::null_mut());
-            #[cfg(feature = "pg18")]
-            let scan = pg_sys::index_beginscan(relation.0, index, snapshot, std::ptr::null_mut(), keys as i32, 0);
-            #[cfg(not(feature = "pg18"))]
-            let scan = pg_sys::index_beginscan(relation.0, index, snapshot, keys as i32, 0);
-            pg_sys::MemoryContextSwitchTo(outer);
-            Ordered { memory, index, scan, slot }
-        }
-    }
-
-    /// Calls `row` with every tuple that matches, in the index's order.
-    pub fn scan(
-        &mut self,
-        keys: &mut [pg_sys::ScanKeyData],
-        mut row: impl FnMut(pg_sys::HeapTuple) -> Result<()>,
-    ) -> Result<()> {
-        // SAFETY: as many keys as at open(); a tuple is lent to `row` until the slot takes the next one.
-        unsafe {
-            let outer = pg_sys::MemoryContextSwitchTo(self.memory);
-            pg_sys::index_rescan(self.scan, keys.as_mut_ptr(), keys.len() as i32, std::ptr::null_mut(), 0);
-            let outcome = walk(
-                || {
-                    pg_sys::MemoryContextSwitchTo(self.memory);
-                    let forward = pg_sys::ScanDirection::ForwardScanDirection;
-                    let found = pg_sys::index_getnext_slot(self.scan, forward, self.slot);
-                    pg_sys::MemoryContextSwitchTo(outer);
-                    if found {
-                        pg_sys::ExecFetchSlotHeapTuple(self.slot, false, std::ptr::null_mut())
-                    } else {
-                        std::ptr::null_mut()
-                    }
-                },
-                |tuple| row(tuple).map(|()| true),
-            );
-            pg_sys::ExecClearTuple(self.slot);
-            outcome
-        }
-    }
-}
-
-impl Drop for Ordered {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: opened by open(), closed once.
-            unsafe {
-                pg_sys::index_endscan(self.scan);
-                pg_sys::ExecDropSingleTupleTableSlot(self.slot);
-                pg_sys::index_close(self.index, pg_sys::NoLock as pg_sys::LOCKMODE);
-            }
-        }
+/// Runs `body` with this memory context current. An error resets it by itself.
+fn within<T>(memory: pg_sys::MemoryContext, body: impl FnOnce() -> T) -> T {
+    // SAFETY: a context that is alive; the outer one is put back.
+    unsafe {
+        let outer = pg_sys::MemoryContextSwitchTo(memory);
+        let result = body();
+        pg_sys::MemoryContextSwitchTo(outer);
+        result
     }
 }
 

@@ -4,7 +4,7 @@
 //! so that they cannot differ. Never writes.
 #![allow(unsafe_code)] // tuples are taken apart by column type
 
-use crate::catalog::{Columns, Ordered, Relation, Snapshot, catalog, scan, scan_key, text, varlena};
+use crate::catalog::{Columns, Relation, Seek, Snapshot, catalog, scan, scan_key, text, varlena};
 use crate::error::{Error, Result};
 use crate::event;
 use agd_core::{Entry, EventId, ImageKind, image_digest};
@@ -93,8 +93,8 @@ impl Context {
 /// Reads events and their contexts under one snapshot.
 pub struct Reader {
     /// A scan of agd.event by transaction, kept from one to the next; closed before the table is.
-    events_in_order: Option<Ordered>,
-    events: Relation,
+    events_in_order: Option<Seek>,
+    event: pg_sys::Oid,
     transactions: Relation,
     event_pkey: pg_sys::Oid,
     transaction_pkey: pg_sys::Oid,
@@ -118,7 +118,7 @@ impl Reader {
         let catalog = catalog()?;
         Ok(Reader {
             events_in_order: None,
-            events: Relation::open(catalog.event, pg_sys::AccessShareLock),
+            event: catalog.event,
             transactions: Relation::open(catalog.transaction, pg_sys::AccessShareLock),
             event_pkey: catalog.event_pkey,
             transaction_pkey: catalog.transaction_pkey,
@@ -157,22 +157,17 @@ impl Reader {
         entry: &mut Vec<u8>,
         mut each: impl FnMut(EventKey, Option<&str>, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let mut keys =
-            [scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(context.xact_id))];
-        let events = match &mut self.events_in_order {
-            Some(events) => events,
-            None => {
-                let scan = Ordered::open(&self.events, self.event_pkey, self.snapshot.raw(), keys.len(), self.memory);
-                self.events_in_order.insert(scan)
-            }
-        };
-        let columns = &mut self.columns;
-        let descriptor = self.events.descriptor();
-        events.scan(&mut keys, |tuple| {
-            columns.deform(tuple, descriptor);
-            let (key, tenant) = write_entry(context, columns, entry)?;
-            each(key, tenant, entry)
-        })
+        let (event, event_pkey, snapshot) = (self.event, self.event_pkey, self.snapshot.raw());
+        let of_one = || scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(0));
+        let open = || Seek::new(self.memory, event, event_pkey, snapshot, vec![of_one()]);
+        let events = self.events_in_order.get_or_insert_with(open);
+        events.aim(&[context.xact_id.into()]);
+        while let Some(tuple) = events.next() {
+            self.columns.deform(tuple, events.descriptor());
+            let (key, tenant) = write_entry(context, &self.columns, entry)?;
+            each(key, tenant, entry)?;
+        }
+        Ok(())
     }
 
     /// Whose one event is; None: there is no such event.
@@ -204,8 +199,9 @@ impl Reader {
             scan_key(2, pg_sys::BTEqualStrategyNumber, pg_sys::F_INT4EQ, pg_sys::Datum::from(key.n as i32)),
         ];
         let columns = &mut self.columns;
-        let descriptor = self.events.descriptor();
-        scan(&self.events, Some(self.event_pkey), self.snapshot.raw(), &mut keys, |tuple| {
+        let events = Relation::open(self.event, pg_sys::AccessShareLock);
+        let descriptor = events.descriptor();
+        scan(&events, Some(self.event_pkey), self.snapshot.raw(), &mut keys, |tuple| {
             columns.deform(tuple, descriptor);
             each(columns)
         })

@@ -69,15 +69,21 @@ pub fn each_unseen(
     mut row: impl FnMut(pg_sys::HeapTuple),
 ) {
     let bound = |strategy, function| vec![scan_key(1, strategy, function, pg_sys::Datum::from(0))];
-    let mut single = Seek::new(table, index, view.snapshot(), bound(pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ));
+    let mut single =
+        Seek::new(view.memory(), table, index, view.snapshot(), bound(pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ));
     for xact_id in &integrated.in_progress {
         single.aim(&[(*xact_id).into()]);
         while let Some(tuple) = single.next() {
             row(tuple);
         }
     }
-    let mut rest =
-        Seek::new(table, index, view.snapshot(), bound(pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_XID8GE));
+    let mut rest = Seek::new(
+        view.memory(),
+        table,
+        index,
+        view.snapshot(),
+        bound(pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_XID8GE),
+    );
     rest.aim(&[integrated.xmax.into()]);
     while let Some(tuple) = rest.next() {
         row(tuple);

@@ -194,8 +194,9 @@ impl Leaves {
         let nothing = pg_sys::Datum::from(0);
         let key = |column, strategy, function| scan_key(column, strategy, function, nothing);
         let (equal, from) = (pg_sys::BTEqualStrategyNumber, pg_sys::BTGreaterEqualStrategyNumber);
-        let events = |keys| Seek::new(catalog.event, catalog.event_pkey, view.snapshot(), keys);
-        let transactions = |keys| Seek::new(catalog.transaction, catalog.transaction_pkey, view.snapshot(), keys);
+        let events = |keys| Seek::new(view.memory(), catalog.event, catalog.event_pkey, view.snapshot(), keys);
+        let transactions =
+            |keys| Seek::new(view.memory(), catalog.transaction, catalog.transaction_pkey, view.snapshot(), keys);
         Ok(Leaves {
             // A run of events is within one transaction.
             events: Cursor::new(

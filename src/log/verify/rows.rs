@@ -15,6 +15,7 @@ use pgrx::pg_sys;
 /// The moment that is verified.
 pub struct View {
     snapshot: pg_sys::Snapshot,
+    memory: pg_sys::MemoryContext,
 }
 
 impl View {
@@ -24,8 +25,13 @@ impl View {
         unsafe {
             let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
             pg_sys::PushActiveSnapshot(snapshot);
-            View { snapshot }
+            View { snapshot, memory: pg_sys::CurrentMemoryContext }
         }
+    }
+
+    /// For what does not outlive this.
+    pub fn memory(&self) -> pg_sys::MemoryContext {
+        self.memory
     }
 
     /// For scans that do not outlive this.
@@ -169,8 +175,8 @@ impl Logs {
         let table = named(c"log")?;
         let by_id = vec![scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_INT4EQ, pg_sys::Datum::from(0))];
         Ok(Logs {
-            by_tenant: Seek::new(table, named(c"log_tenant_key")?, view.snapshot(), vec![]),
-            by_id: Seek::new(table, named(c"log_pkey")?, view.snapshot(), by_id),
+            by_tenant: Seek::new(view.memory(), table, named(c"log_tenant_key")?, view.snapshot(), vec![]),
+            by_id: Seek::new(view.memory(), table, named(c"log_pkey")?, view.snapshot(), by_id),
             at: LogColumns {
                 log_id: column(table, c"log_id")?,
                 origin: column(table, c"origin")?,
@@ -278,8 +284,8 @@ impl Tiles {
             scan_key(3, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_INT8GE, nothing),
         ];
         Ok(Tiles {
-            sequence: Seek::new(table, index, view.snapshot(), keys.clone()),
-            single: Seek::new(table, index, view.snapshot(), keys),
+            sequence: Seek::new(view.memory(), table, index, view.snapshot(), keys.clone()),
+            single: Seek::new(view.memory(), table, index, view.snapshot(), keys),
             at: TileColumns {
                 tile_index: column(table, c"tile_index")?,
                 hashes: column(table, c"hashes")?,
@@ -369,7 +375,7 @@ impl Anchors {
             scan_key(2, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_INT8GE, nothing),
         ];
         Ok(Anchors {
-            scan: Seek::new(table, named(c"checkpoint_pkey")?, view.snapshot(), keys),
+            scan: Seek::new(view.memory(), table, named(c"checkpoint_pkey")?, view.snapshot(), keys),
             at: AnchorColumns {
                 tree_size: column(table, c"tree_size")?,
                 root_hash: column(table, c"root_hash")?,
