@@ -8,8 +8,28 @@ CREATE FUNCTION agd.row_key("row" record) RETURNS json
   LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'agd_row_key';
 COMMENT ON FUNCTION agd.row_key(record) IS 'the primary key of a row of a table as the gate records it';
 
+CREATE TYPE agd.rename AS (stamp timestamptz, n int, before text, after text);
+COMMENT ON TYPE agd.rename IS 'a column of a guarded table got another name';
+
+CREATE FUNCTION agd.renamed_image(image jsonb, stamp timestamptz, n int, renames agd.rename[]) RETURNS jsonb
+  LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+  r agd.rename;
+BEGIN
+  FOREACH r IN ARRAY renames LOOP
+    IF (r.stamp, r.n) > (stamp, n) AND image ? r.before THEN
+      image := (image - r.before) || jsonb_build_object(r.after, image -> r.before);
+    END IF;
+  END LOOP;
+  RETURN image;
+END
+$$;
+COMMENT ON FUNCTION agd.renamed_image(jsonb, timestamptz, int, agd.rename[]) IS
+  'a recorded image with the names that its columns have now';
+
 -- The last recorded image of each key against the row that is there. Columns that only one side has were added or dropped
--- since and are not compared. An UPDATE that changed the key ends the old key and begins the new one.
+-- since and are not compared; renamed ones are known by their DDL events. An UPDATE that changed the key ends the old key and begins the new one.
 CREATE FUNCTION agd.verify_table(relation regclass) RETURNS TABLE (row_key jsonb, problem text, event_id text)
   LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -19,6 +39,7 @@ DECLARE
   key_columns text[];
   -- Values are payload: shown to whom the platform's payloads are shown.
   show_values boolean := agd.may_read_payload(NULL);
+  renames agd.rename[];
 BEGIN
   SELECT g.guard_id INTO guard FROM agd.every_guard g WHERE g.relation = verify_table.relation;
   IF guard IS NULL THEN
@@ -29,6 +50,13 @@ BEGIN
   SELECT array_agg(a.attname::text ORDER BY array_position(i.indkey::int2[], a.attnum)) INTO key_columns
     FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
    WHERE i.indrelid = verify_table.relation AND i.indisprimary;
+
+  -- In the order in which they were done; what is not committed yet comes last.
+  SELECT array_agg((COALESCE(t.stamp, 'infinity'), e.n, e.new::jsonb -> 'renamed' ->> 0, e.new::jsonb -> 'renamed' ->> 1)::agd.rename
+                   ORDER BY COALESCE(t.stamp, 'infinity'), e.n)
+    INTO renames
+    FROM agd.event e LEFT JOIN agd.transaction t USING (xact_id)
+   WHERE e.guard_id = guard AND e.action = 'DDL' AND e.new::jsonb ? 'renamed';
 
   RETURN QUERY EXECUTE format($query$
   WITH recorded AS (
@@ -52,8 +80,12 @@ BEGIN
     SELECT (SELECT jsonb_object_agg(c, s.image -> c) FROM unnest($2) c), s.image, s.xact_id, s.n, s.stamp, 1
       FROM standing s WHERE s.action = 'UPDATE' AND NOT s.image @> s.old_key
   ), last AS (
-    SELECT DISTINCT ON (f.k) f.k, f.image, f.xact_id, f.n
+    SELECT DISTINCT ON (f.k) f.k, f.image, f.xact_id, f.n, f.stamp
       FROM effect f ORDER BY f.k, f.stamp DESC NULLS FIRST, f.n DESC, f.part DESC
+  ), known AS (
+    SELECT l.k, l.xact_id, l.n,
+           CASE WHEN $4 IS NULL THEN l.image ELSE agd.renamed_image(l.image, COALESCE(l.stamp, 'infinity'), l.n, $4) END AS image
+      FROM last l
   ), present AS (
     -- "t.*", not "t": the table may have a column of any name.
     SELECT agd.row_key(t.*)::jsonb AS k, agd.row_image(t.*)::jsonb AS image FROM %s t
@@ -68,13 +100,13 @@ BEGIN
                FROM jsonb_each(l.image) WHERE p.image ? key AND p.image -> key <> value)
          END,
          CASE WHEN l.k IS NOT NULL THEN l.xact_id::text || '-' || l.n END
-    FROM last l FULL JOIN present p ON p.k = l.k
+    FROM known l FULL JOIN present p ON p.k = l.k
    WHERE l.image IS NULL AND p.k IS NOT NULL
       OR p.k IS NULL AND l.image IS NOT NULL
       OR l.image IS NOT NULL AND p.image IS NOT NULL AND l.image <> p.image
          AND EXISTS (SELECT FROM jsonb_each(l.image) WHERE p.image ? key AND p.image -> key <> value)
    ORDER BY 1
-  $query$, verify_table.relation) USING guard, key_columns, show_values;
+  $query$, verify_table.relation) USING guard, key_columns, show_values, renames;
 END
 $$;
 COMMENT ON FUNCTION agd.verify_table(regclass) IS

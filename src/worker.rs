@@ -355,7 +355,7 @@ impl Worker {
         let mut platform = false;
         loop {
             let waiting = self.database.waiting.load(Ordering::Acquire);
-            let tails = Tails { open_since: if all_tails { i64::MAX } else { i64::MIN }, platform };
+            let tails = Tails { all: all_tails, platform };
             let Some(outcome) = self.work(c"agd: integrating events", true, || sequencer::pass(tails), |_| {}) else {
                 return false;
             };

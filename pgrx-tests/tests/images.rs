@@ -149,6 +149,48 @@ fn columns_that_come_go_and_are_generated() {
     }
 }
 
+/// Rows that nobody has written since have their columns' old names in the record.
+#[test]
+fn renamed_columns_are_compared_under_the_names_they_have_now() {
+    let mut g = set_up(
+        "renamed",
+        "CREATE TABLE t (id int PRIMARY KEY, a text, b text, c text); SELECT agd.guard('t');
+         INSERT INTO t SELECT i, 'a' || i, 'b' || i, 'c' || i FROM generate_series(1, 5) i;
+         CREATE TABLE p (id int, v int, w int, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+         CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100); SELECT agd.guard('p'); INSERT INTO p VALUES (1, 2, 3)",
+    );
+    // Two columns change places, one goes and another one takes its name, and one more is renamed and renamed back.
+    g.run(
+        "ALTER TABLE t RENAME a TO x; ALTER TABLE t RENAME b TO a; ALTER TABLE t RENAME COLUMN x TO b;
+         UPDATE t SET a = 'new' WHERE id = 2; ALTER TABLE t DROP COLUMN c;
+         DO $$ BEGIN
+           ALTER TABLE t RENAME a TO c; ALTER TABLE t RENAME b TO \"weird \"\"name\"; ALTER TABLE t RENAME \"weird \"\"name\" TO b;
+           BEGIN ALTER TABLE t RENAME c TO lost; RAISE EXCEPTION 'no'; EXCEPTION WHEN OTHERS THEN NULL; END;
+         END $$;
+         ALTER TABLE p RENAME v TO was_v; BEGIN; ALTER TABLE p RENAME w TO v",
+    );
+    let problems = "SELECT row_key->>'id' || ' ' || problem FROM agd.verify_table('t') ORDER BY 1";
+    assert_eq!(g.column::<String>(problems), [""; 0]);
+    assert_eq!(g.column::<String>("SELECT problem FROM agd.verify_table('p')"), [""; 0]);
+    g.run("COMMIT");
+    assert_eq!(g.column::<String>("SELECT problem FROM agd.verify_table('p')"), [""; 0]);
+    let mut tamperer = g.database().tamperer().unwrap();
+    let change =
+        "UPDATE t SET c = 'changed' WHERE id IN (1, 2); UPDATE t SET b = 'changed' WHERE id = 3; UPDATE p SET v = 4";
+    tamperer.batch_execute(change).unwrap();
+    tamperer.commit().unwrap();
+    assert_eq!(
+        g.column::<String>(problems),
+        [
+            "1 row differs from its last record in c: recorded \"b1\", found \"changed\"",
+            "2 row differs from its last record in c: recorded \"new\", found \"changed\"",
+            "3 row differs from its last record in b: recorded \"a3\", found \"changed\"",
+        ]
+    );
+    let problem = g.one::<String>("SELECT problem FROM agd.verify_table('p')");
+    assert_eq!(problem, "row differs from its last record in v: recorded 3, found 4");
+}
+
 #[test]
 fn values_out_of_line() {
     let mut g = set_up(

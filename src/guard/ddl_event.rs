@@ -21,7 +21,7 @@ pub fn record(frame: &Frame, guard: &Guard) -> Result<()> {
     event::insert(&Record {
         relation: Some(&name),
         guard_id: Some(guard.id),
-        new: Some(Image::Json(&payload(&frame.statement()))),
+        new: Some(Image::Json(&payload(frame, guard.root.to_u32()))),
         body: Some(&body(frame, guard.root.to_u32(), &name)),
         ..Record::of("DDL")
     })?;
@@ -61,16 +61,23 @@ fn body(frame: &Frame, root: u32, name: &str) -> String {
     body
 }
 
-/// `{"statement":"…"}`; where the text is cut, `"length"` tells how many bytes it had.
-fn payload(statement: &str) -> Vec<u8> {
-    let mut cut = statement.len().min(MAX_STATEMENT_BYTES);
-    while !statement.is_char_boundary(cut) {
-        cut -= 1;
-    }
+/// `{"statement":"…"}`; where the text is cut, `"length"` tells how many bytes it had. A column that was renamed stands in
+/// `"renamed"` with both names, from which `agd.verify_table()` knows it in older images.
+fn payload(frame: &Frame, root: u32) -> Vec<u8> {
+    let statement = frame.statement();
+    let cut = statement.floor_char_boundary(MAX_STATEMENT_BYTES);
     let mut json = b"{\"statement\":".to_vec();
     write_string(&mut json, &statement.as_bytes()[..cut]);
     if cut < statement.len() {
         json.extend_from_slice(format!(",\"length\":{}", statement.len()).as_bytes());
+    }
+    let mut renamed = frame.renamed.iter().filter(|(of, ..)| *of == root);
+    if let Some((_, before, after)) = renamed.next() {
+        json.extend_from_slice(b",\"renamed\":[");
+        write_string(&mut json, before.as_bytes());
+        json.push(b',');
+        write_string(&mut json, after.as_bytes());
+        json.push(b']');
     }
     json.push(b'}');
     json

@@ -103,15 +103,19 @@ unsafe fn before_alter_table(statement: *mut pg_sys::AlterTableStmt) -> Result<(
     }
 }
 
-/// ALTER TYPE … RENAME ATTRIBUTE, and the same for a table that is the type of another one's column.
+/// ALTER TYPE … RENAME ATTRIBUTE, and the same for a table that is the type of another one's column. What a column of a
+/// guarded table is called from now on is noted: its images have another name for it.
 unsafe fn before_rename(statement: *mut pg_sys::RenameStmt) -> Result<()> {
     use pg_sys::ObjectType::{OBJECT_ATTRIBUTE, OBJECT_COLUMN};
-    // SAFETY: a rename of a column or attribute names a relation.
+    // SAFETY: a rename of a column or attribute names a relation, and two names.
     unsafe {
         if matches!((*statement).renameType, OBJECT_ATTRIBUTE | OBJECT_COLUMN) && !(*statement).relation.is_null() {
             let target = detach::named((*statement).relation);
             if target != pg_sys::InvalidOid {
                 refuse_change_of_type(pg_sys::get_rel_type_id(target))?;
+                let [before, after] = [(*statement).subname, (*statement).newname]
+                    .map(|name| CStr::from_ptr(name).to_string_lossy().into_owned());
+                with_running(|frame| frame.renamed.push((target.to_u32(), before, after)));
             }
         }
     }

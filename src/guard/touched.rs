@@ -45,6 +45,8 @@ pub struct Frame {
     pub may_change_values: bool,
     /// … by an expression of the statement.
     pub has_using: bool,
+    /// Columns renamed: table, name before, name after.
+    pub renamed: Vec<(u32, String, String)>,
     /// DETACH PARTITION: what leaves the tree.
     pub detached: Option<Detached>,
     /// Objects made or changed: catalog, oid.
@@ -80,6 +82,7 @@ impl Frame {
             source: (std::ptr::null(), -1, 0),
             may_change_values: false,
             has_using: false,
+            renamed: Vec::new(),
             detached: None,
             noted: BTreeSet::new(),
             relations: BTreeSet::new(),
@@ -109,6 +112,7 @@ impl Frame {
         taken.source = self.source;
         taken.may_change_values = self.may_change_values;
         taken.has_using = self.has_using;
+        taken.renamed = std::mem::take(&mut self.renamed);
         taken.detached = self.detached.take();
         taken.noted = std::mem::take(&mut self.noted);
         taken.relations = std::mem::take(&mut self.relations);
@@ -128,6 +132,7 @@ impl Frame {
         self.own |= part.own;
         self.may_change_values |= part.may_change_values;
         self.has_using |= part.has_using;
+        self.renamed.extend(part.renamed);
         self.detached = self.detached.take().or(part.detached);
     }
 

@@ -10,7 +10,9 @@ use crate::log::storage::{self, Log};
 use crate::log::stored::{Anchor, Stored};
 use crate::{home, query, shmem, worker};
 use agd_core::TILE_WIDTH;
+use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
+use pgrx::spi::SpiHeapTupleData;
 
 /// The event keys of a log's leaves from `first` (a multiple of 256) to the end of that tile.
 pub fn keys_of_tile(stored: &Stored, log: &Log, first: u64) -> Result<Vec<EventKey>> {
@@ -142,53 +144,55 @@ fn anchor() -> TableIterator<'static, (name!(origin, String), name!(tree_size, i
 fn make_anchors() -> Result<Vec<(String, i64, Vec<u8>)>> {
     let database = shmem::this_database()?;
     home::check()?;
-    let before = read_newest_anchors(None)?;
+    let before = newest_anchors()?;
     worker::integrate_now(database)?;
-    read_newest_anchors(Some(before))
+    anchors_since(before)
 }
 
-/// Anchors beyond those in `after`; without it, the newest of each log. Read under the latest snapshot, so that a
-/// REPEATABLE READ caller too sees what the worker has just committed.
+/// Numbers of logs, and the size of the newest anchor of each.
+type Newest = (Vec<i32>, Vec<i64>);
+
+fn newest_anchors() -> Result<Newest> {
+    // A look-up for each log: neither this nor the other query grows with the number of anchors.
+    let query = "SELECT l.log_id, n.tree_size
+                   FROM agd.log l
+                        CROSS JOIN LATERAL (SELECT c.tree_size FROM agd.checkpoint c WHERE c.log_id = l.log_id
+                                             ORDER BY c.tree_size DESC LIMIT 1) n";
+    select_latest(query, &[], |row| {
+        Ok((row.get::<i32>(1)?.unwrap_or_default(), row.get::<i64>(2)?.unwrap_or_default()))
+    })
+    .map(|rows| rows.into_iter().unzip())
+}
+
+/// The anchors that were written since.
+fn anchors_since((logs, sizes): Newest) -> Result<Vec<(String, i64, Vec<u8>)>> {
+    let query = "SELECT l.origin, n.tree_size, n.root_hash
+                   FROM agd.log l
+                        LEFT JOIN ROWS FROM (pg_catalog.unnest($1::int[]), pg_catalog.unnest($2::bigint[]))
+                                  AS b (log_id, tree_size) USING (log_id)
+                        CROSS JOIN LATERAL (SELECT c.tree_size, c.root_hash FROM agd.checkpoint c
+                                             WHERE c.log_id = l.log_id AND c.tree_size > COALESCE(b.tree_size, 0)
+                                            OFFSET 0) n
+                  ORDER BY l.tenant NULLS LAST, n.tree_size";
+    select_latest(query, &[logs.into(), sizes.into()], |row| {
+        Ok((
+            row.get::<String>(1)?.unwrap_or_default(),
+            row.get::<i64>(2)?.unwrap_or_default(),
+            row.get::<Vec<u8>>(3)?.unwrap_or_default(),
+        ))
+    })
+}
+
+/// Reads under the latest snapshot, so that a REPEATABLE READ caller too sees what the worker has just committed.
 #[allow(unsafe_code)] // pushes and pops a snapshot
-fn read_newest_anchors(after: Option<Vec<(String, i64, Vec<u8>)>>) -> Result<Vec<(String, i64, Vec<u8>)>> {
+fn select_latest<T>(
+    query: &str,
+    arguments: &[DatumWithOid<'_>],
+    read: impl Fn(SpiHeapTupleData<'_>) -> Result<T>,
+) -> Result<Vec<T>> {
     // SAFETY: pushes a snapshot for the query and pops it after; on an error PostgreSQL drops it.
     unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
-    let (query, limits) = match &after {
-        None => (
-            "SELECT l.origin, pg_catalog.max(c.tree_size), NULL::bytea
-               FROM agd.checkpoint c JOIN agd.log l USING (log_id) GROUP BY l.origin",
-            None,
-        ),
-        Some(before) => (
-            "SELECT l.origin, c.tree_size, c.root_hash
-               FROM agd.checkpoint c JOIN agd.log l USING (log_id)
-              WHERE c.tree_size > COALESCE((SELECT b.tree_size
-                                              FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::bigint[]))
-                                                   AS b (origin, tree_size)
-                                             WHERE b.origin = l.origin), 0)
-              ORDER BY l.tenant NULLS LAST, c.tree_size",
-            Some((
-                before.iter().map(|(origin, ..)| origin.clone()).collect::<Vec<_>>(),
-                before.iter().map(|(_, size, _)| *size).collect::<Vec<_>>(),
-            )),
-        ),
-    };
-    let rows = Spi::connect(|client| {
-        let arguments = match limits {
-            None => vec![],
-            Some((origins, sizes)) => vec![origins.into(), sizes.into()],
-        };
-        client
-            .select(query, None, &arguments)?
-            .map(|row| {
-                Ok((
-                    row.get::<String>(1)?.unwrap_or_default(),
-                    row.get::<i64>(2)?.unwrap_or_default(),
-                    row.get::<Vec<u8>>(3)?.unwrap_or_default(),
-                ))
-            })
-            .collect::<Result<Vec<_>>>()
-    });
+    let rows = Spi::connect(|client| client.select(query, None, arguments)?.map(read).collect());
     // SAFETY: pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };
     rows

@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 /// Which tails (leaves beyond the last multiple of 256) a pass anchors.
 #[derive(Clone, Copy, Debug)]
 pub struct Tails {
-    /// Every log that is open since then or longer, microseconds since 2000-01-01. i64::MAX: all.
-    pub open_since: i64,
-    /// The platform log's, however young.
+    /// Those of all logs.
+    pub all: bool,
+    /// The platform log's.
     pub platform: bool,
 }
 
@@ -88,14 +88,9 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
             due.push(Due { stamp, xact_id, context });
         })?;
     }
-    let waiting_tails = match tails {
-        Tails { open_since: i64::MAX, .. } => {
-            storage::all_logs()?.into_iter().filter(|log| log.open_since.is_some()).collect()
-        }
-        Tails { open_since, .. } => storage::logs_open_since(open_since)?,
-    };
+    let waiting_tails = if tails.all { storage::open_logs()? } else { Vec::new() };
     let idle = due.is_empty() && waiting_tails.is_empty() && !tails.platform;
-    if idle && tails.open_since != i64::MAX {
+    if idle && !tails.all {
         return Ok(Outcome::default());
     }
     let guard_state = guard_state(tails)?;
@@ -175,9 +170,8 @@ pub fn forget_guard_state() {
 /// The guards' present state. A pass by age or on request always computes it; under load, where one pass follows the other, a
 /// fresh one is used again.
 fn guard_state(tails: Tails) -> Result<Vec<u8>> {
-    let by_count = tails.open_since == i64::MIN;
     let fresh = GUARD_STATE.with_borrow(|known| {
-        known.as_ref().filter(|(_, at)| by_count && at.elapsed() < GUARD_STATE_AGE).map(|(state, _)| state.clone())
+        known.as_ref().filter(|(_, at)| !tails.all && at.elapsed() < GUARD_STATE_AGE).map(|(state, _)| state.clone())
     });
     if let Some(state) = fresh {
         return Ok(state);
@@ -244,8 +238,7 @@ impl Pass {
 
     fn anchor_tails(&mut self, tails: Tails) -> Result<()> {
         for log in self.tenants.values_mut().chain([&mut self.platform]) {
-            let Some(open_since) = log.open_since else { continue };
-            if open_since <= tails.open_since || tails.platform && log.tenant.is_none() {
+            if log.open_since.is_some() && (tails.all || tails.platform && log.tenant.is_none()) {
                 anchor(log, &self.guard_state, self.now, &mut self.outcome)?;
                 self.outcome.anchored_tail |= log.tenant.is_some();
             }

@@ -162,14 +162,9 @@ pub fn no_such_log(origin: &str) -> Error {
     }
 }
 
-/// Every log; tenants' first, by name, then the platform's.
-pub fn all_logs() -> Result<Vec<Log>> {
-    read_logs("true", &[])
-}
-
-/// Logs with leaves that no checkpoint covers yet, waiting since `before` or longer.
-pub fn logs_open_since(before: i64) -> Result<Vec<Log>> {
-    read_logs("open_since <= $1", &[timestamp(before)?.into()])
+/// Logs with leaves that no anchor covers yet; tenants' first, by name, then the platform's.
+pub fn open_logs() -> Result<Vec<Log>> {
+    read_logs("open_since IS NOT NULL", &[])
 }
 
 /// Creates a log, empty.
