@@ -75,7 +75,7 @@ def need_programs(majors):
         if IS_ROOT and which("make") is None:
             packages.append("make")
         for major in majors:
-            if find_install(major) is None and major not in WHEEL_TREES and _apt_offers(f"postgresql-{major}"):
+            if find_install(major) is None and major not in WHEEL_TREES and apt_offers(f"postgresql-{major}"):
                 packages += [f"postgresql-{major}", f"postgresql-server-dev-{major}"]
     if not packages:
         return
@@ -103,7 +103,7 @@ def _apt_update():
         _apt_updated = True
 
 
-def _apt_offers(package):
+def apt_offers(package):
     """Whether apt knows a package. Package lists are fetched first when it does not."""
     for attempt in range(2):
         found = subprocess.run(["apt-cache", "show", package], capture_output=True)

@@ -28,6 +28,7 @@ import build
 import cluster
 import setup
 import stage
+from pooler import pgbouncer
 from shell import ROOT, Failed, as_user, give, main, output, say, took, unprivileged, which
 
 KINDS = ("core", "pgtest", "live", "regress")
@@ -230,6 +231,8 @@ def live(tally, ready, env, wanted, command_line, programs, before):
         "AGD_CLI": str(command_line),
         "CARGO_MANIFEST_DIR": str(LIVE),
     }
+    if (pooler := pgbouncer()) is not None:
+        own["AGD_PGBOUNCER"] = str(pooler)
     if older:
         own["AGD_PG_OLDER_BIN"] = str(stage.bin_dir(older))
     elif upgrades:

@@ -5,6 +5,7 @@
 use agd_live_tests::record::{anchor, expect_each_event_in_one_leaf, expect_verified, reconcile};
 use agd_live_tests::{Cluster, TestDb, eventually, expect_hint, expect_sqlstate};
 use postgres::Client;
+use std::ffi::OsStr;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -262,16 +263,12 @@ impl Drop for PgBouncer {
 /// own role, cause and application; a tenant's login stays that tenant's.
 #[test]
 fn one_connection_shared_by_a_pooler_in_transaction_mode() {
-    let Some(program) =
-        ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].iter().find(|path| std::path::Path::new(path).exists())
-    else {
-        // The same statements by turns in one session.
-        return by_turns(|_| None);
-    };
-    by_turns(|database| Some(start_pgbouncer(program, database)));
+    // Where there is none, the same statements by turns in sessions of their own.
+    let program = std::env::var_os("AGD_PGBOUNCER");
+    by_turns(|database| program.map(|program| start_pgbouncer(&program, database)));
 }
 
-fn start_pgbouncer(program: &str, database: &TestDb<'_>) -> (PgBouncer, postgres::Config) {
+fn start_pgbouncer(program: &OsStr, database: &TestDb<'_>) -> (PgBouncer, postgres::Config) {
     use std::os::unix::fs::MetadataExt;
     use std::os::unix::process::CommandExt;
     let folder = cluster().socket_dir().join("pooler");
