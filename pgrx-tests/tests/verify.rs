@@ -474,7 +474,9 @@ fn a_verification_can_be_watched() {
         client.execute(&format!("SELECT {how}($1)"), &[&pid]).unwrap();
         drop(frozen);
         let error = verifier.thread.join().unwrap().expect("it was told to end");
-        assert_eq!(error.code().map(postgres::error::SqlState::code), Some(state), "{error:?}");
+        // Who is terminated may find the connection closed before the message that says so was read.
+        let code = error.code().map(postgres::error::SqlState::code);
+        assert!(code == Some(state) || how == "pg_terminate_backend" && error.is_closed(), "{error:?}");
         eventually("it is shown no more", Duration::from_secs(20), || {
             watcher.query_one(nobody_verifies, &[]).unwrap().get::<_, i64>(0) == 0
         });
