@@ -132,6 +132,17 @@ pub fn incarnation_origin(origin: &str, incarnation: u32) -> String {
     if incarnation < 2 { origin.to_owned() } else { format!("{origin}/i{incarnation}") }
 }
 
+/// Reads a platform log's origin: its log name, and which incarnation it is.
+///
+/// What [`incarnation_origin`] does not write (`/i1`, `/i02`) is part of a name that [`validate_log_name`] refuses.
+pub fn split_incarnation(origin: &str) -> (&str, u32) {
+    let marked = origin.rsplit_once("/i").and_then(|(log_name, digits)| {
+        let number: u32 = crate::checkpoint::parse_decimal(digits)?;
+        (number >= 2).then_some((log_name, number))
+    });
+    marked.unwrap_or((origin, 1))
+}
+
 fn is_segment_byte(b: u8) -> bool {
     b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-')
 }

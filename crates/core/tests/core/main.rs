@@ -7,6 +7,7 @@ mod checkpoint;
 mod entry;
 mod golden;
 mod guard_state;
+mod incarnation;
 mod intent;
 mod merkle;
 mod name;

@@ -1,6 +1,6 @@
 use agd_core::name::{
-    MAX_LOG_NAME_LEN, NameError, default_log_name, incarnation_origin, tenant_origin, validate_log_name,
-    validate_origin, validate_tenant,
+    MAX_LOG_NAME_LEN, NameError, default_log_name, incarnation_origin, split_incarnation, tenant_origin,
+    validate_log_name, validate_origin, validate_tenant,
 };
 use proptest::prelude::*;
 
@@ -129,5 +129,18 @@ proptest! {
         if validate_tenant(&name).is_ok() {
             prop_assert!(safe(&name) && !name.contains('/'));
         }
+    }
+}
+
+#[test]
+fn incarnations() {
+    for incarnation in [1, 2, 3, 10, 4_294_967_295] {
+        for log_name in ["a", "i2", "agd-7/app", "agd-7/app/i"] {
+            let origin = incarnation_origin(log_name, incarnation);
+            assert_eq!(split_incarnation(&origin), (log_name, incarnation), "{origin}");
+        }
+    }
+    for plain in ["a/i1", "a/i02", "a/i", "a/i2x", "a/i-2", "a/i+2", "a/i4294967296", "a/i2/t/x", "i2", ""] {
+        assert_eq!(split_incarnation(plain), (plain, 1), "{plain}");
     }
 }
