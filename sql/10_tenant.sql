@@ -17,13 +17,13 @@ COMMENT ON TABLE agd.role_map IS 'which login role belongs to which tenant';
 
 CREATE FUNCTION agd.create_tenant(tenant text, display_name text DEFAULT NULL) RETURNS void
   LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-  AS 'MODULE_PATHNAME', 'create_tenant_wrapper';
+  AS 'MODULE_PATHNAME', 'agd_create_tenant';
 COMMENT ON FUNCTION agd.create_tenant(text, text) IS
   'creates a tenant: 1 to 63 characters of a-z, 0-9, _ and -, a letter or digit at both ends';
 
 CREATE FUNCTION agd.map_role(role name, tenant text, mode text DEFAULT 'role') RETURNS void
   LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-  AS 'MODULE_PATHNAME', 'map_role_wrapper';
+  AS 'MODULE_PATHNAME', 'agd_map_role';
 COMMENT ON FUNCTION agd.map_role(name, text, text) IS
   'makes a login role a tenant''s: whoever authenticates as it is bound to the tenant, with no call';
 

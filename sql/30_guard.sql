@@ -53,13 +53,13 @@ CREATE FUNCTION agd.guard(
     baseline boolean DEFAULT true)
   RETURNS void
   LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-  AS 'MODULE_PATHNAME', 'guard_wrapper';
+  AS 'MODULE_PATHNAME', 'agd_guard';
 COMMENT ON FUNCTION agd.guard(regclass, name, name[], boolean, text, boolean) IS
   'puts a table behind the gate: from now on no write without its record';
 
 CREATE FUNCTION agd.unguard(relation regclass, reason text) RETURNS void
   LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-  AS 'MODULE_PATHNAME', 'unguard_wrapper';
+  AS 'MODULE_PATHNAME', 'agd_unguard';
 COMMENT ON FUNCTION agd.unguard(regclass, text) IS 'takes a table out from behind the gate; the reason is recorded';
 
 CREATE FUNCTION agd.complete_partitions() RETURNS void

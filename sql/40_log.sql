@@ -7,16 +7,21 @@
 CREATE TABLE agd.log (
   log_id     int  PRIMARY KEY,
   origin     text COLLATE "C" NOT NULL UNIQUE,
-  tenant     text COLLATE "C" UNIQUE,   -- NULL: the platform log
+  tenant     text COLLATE "C",          -- NULL: the platform log
   size       bigint NOT NULL DEFAULT 0 CHECK (size >= 0),
   open_tiles bytea NOT NULL DEFAULT '',       -- the partial tiles, level 0 first; their widths follow from the size
   open_keys  bytea NOT NULL DEFAULT '',       -- event keys of the open level-0 tile, 12 bytes each
   open_first_stamp bigint,                    -- smallest and largest commit stamp of the open level-0 tile's events,
   open_last_stamp  bigint,                    --   microseconds since 2000-01-01
-  open_since timestamptz                      -- since when leaves wait for a checkpoint; NULL: none do
+  open_since timestamptz,                     -- since when leaves wait for a checkpoint; NULL: none do
+  -- Logs of an incarnation before the newest platform log's are closed: nothing is added to them (src/incarnation.rs).
+  incarnation int NOT NULL DEFAULT 1 CHECK (incarnation > 0),
+  -- In a platform log that agd.new_incarnation() made: the transaction that did. Its first event is leaf 0.
+  opened_by  xid8 CHECK ((incarnation > 1 AND tenant IS NULL) = (opened_by IS NOT NULL)),
+  CONSTRAINT log_tenant_key UNIQUE (tenant, incarnation)
 );
-CREATE UNIQUE INDEX log_platform ON agd.log ((true)) WHERE tenant IS NULL;
-COMMENT ON TABLE agd.log IS 'one transparency log per tenant, and the platform''s';
+CREATE UNIQUE INDEX log_platform ON agd.log (incarnation) WHERE tenant IS NULL;
+COMMENT ON TABLE agd.log IS 'one transparency log per tenant, and the platform''s; of each incarnation';
 
 CREATE TABLE agd.tile (
   log_id     int      NOT NULL,
@@ -65,7 +70,7 @@ CREATE TABLE agd.verified (
   counted_size bigint NOT NULL DEFAULT 0,   -- up to there its leaves were held against all events,
   anchored_size bigint NOT NULL DEFAULT 0,  -- and up to there its anchors against the platform log
   verified_at  timestamptz NOT NULL,
-  -- In the platform log's row: what the sequencer had integrated when all logs had their counted_size, and the guard
+  -- In the newest platform log's row: what the sequencer had integrated when all logs had their counted_size, and the guard
   -- state of its last pass.
   integrated   pg_snapshot,
   guard_state  bytea
@@ -85,7 +90,7 @@ COMMENT ON TABLE agd.sequencer IS 'the snapshot up to which events are integrate
 
 CREATE FUNCTION agd.anchor() RETURNS TABLE (origin text, tree_size bigint, root_hash bytea)
   LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-  AS 'MODULE_PATHNAME', 'anchor_wrapper';
+  AS 'MODULE_PATHNAME', 'agd_anchor';
 COMMENT ON FUNCTION agd.anchor() IS
   'integrates every committed event now and anchors all logs, tails included; returns the anchors this wrote';
 

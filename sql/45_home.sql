@@ -8,7 +8,9 @@ CREATE TABLE agd.home (
   system_identifier text,                        -- which server; NULL: nothing was recorded here yet
   database          oid,                         -- which of its databases
   timeline          int,                         -- which timeline the server wrote last
-  xact_id_base      bigint NOT NULL DEFAULT 0 CHECK (xact_id_base >= 0)   -- recorded number = transaction id + this
+  xact_id_base      bigint NOT NULL DEFAULT 0 CHECK (xact_id_base >= 0),  -- recorded number = transaction id + this
+  diverged          text COLLATE "C"             -- a checkpoint that was published and that this record does not have: it
+                                                 -- is closed until agd.new_incarnation(); NULL: none
 );
 COMMENT ON TABLE agd.home IS 'the server and the database that may add to this record; never dumped, never loaded';
 
@@ -22,6 +24,18 @@ CREATE FUNCTION agd.resume() RETURNS void
   AS 'MODULE_PATHNAME', 'agd_resume';
 COMMENT ON FUNCTION agd.resume() IS
   'after a restore or an upgrade: verifies the record and goes on with it here; until then guarded tables take no write';
+
+CREATE FUNCTION agd.report_divergence(origin text, tree_size bigint, root_hash bytea, note text DEFAULT NULL) RETURNS void
+  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS 'MODULE_PATHNAME', 'agd_report_divergence';
+COMMENT ON FUNCTION agd.report_divergence(text, bigint, bytea, text) IS
+  'agd publish reports a published checkpoint that the log does not have; where that is so, the record is closed until agd.new_incarnation()';
+
+CREATE FUNCTION agd.new_incarnation(reason text) RETURNS void
+  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS 'MODULE_PATHNAME', 'agd_new_incarnation';
+COMMENT ON FUNCTION agd.new_incarnation(text) IS
+  'after published history was lost: closes the logs, begins new ones that commit to what was lost, and opens the record again';
 
 -- pg_dump carries the rows of these tables. Only agd.home and agd.verified stay behind: they speak of this database.
 SELECT pg_catalog.pg_extension_config_dump('agd.tenant', '');

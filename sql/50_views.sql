@@ -63,7 +63,8 @@ CREATE VIEW agd.anchors AS
          c.anchored_at,
          p.published_at,
          p.published_to,
-         NULL::timestamptz AS timestamped_at
+         NULL::timestamptz AS timestamped_at,
+         l.incarnation < (SELECT pg_catalog.max(n.incarnation) FROM agd.log n WHERE n.tenant IS NULL) AS closed
     FROM agd.checkpoint c
          JOIN agd.log l USING (log_id)
          LEFT JOIN LATERAL (
@@ -72,7 +73,8 @@ CREATE VIEW agd.anchors AS
              FROM agd.publication q
             WHERE q.log_id = c.log_id AND q.tree_size = c.tree_size) p ON true
    WHERE agd.may_read(l.tenant) OR agd.is_publisher();
-COMMENT ON VIEW agd.anchors IS 'every anchor: a log''s root at a size, and where it was published';
+COMMENT ON VIEW agd.anchors IS
+  'every anchor: a log''s root at a size, and where it was published; closed are the logs of earlier incarnations';
 
 CREATE FUNCTION agd.worker_status()
   RETURNS TABLE (recorded bigint, voided bigint, integrated bigint, waiting bigint, worker_pid int, failures bigint, last_failure text,
@@ -88,7 +90,9 @@ CREATE VIEW agd.stat AS
          s.waiting  AS events_waiting,
          (SELECT pg_catalog.count(*) FROM agd.checkpoint) AS anchors,
          (SELECT pg_catalog.count(*)
-            FROM agd.checkpoint c JOIN agd.log l ON l.log_id = c.log_id AND l.tenant IS NULL
+            FROM agd.checkpoint c
+                 JOIN (SELECT n.log_id FROM agd.log n WHERE n.tenant IS NULL ORDER BY n.incarnation DESC LIMIT 1) l
+                   USING (log_id)
            WHERE c.tree_size > COALESCE((SELECT pg_catalog.max(p.tree_size) FROM agd.publication p WHERE p.log_id = l.log_id), 0)
          ) AS anchors_unpublished,            -- the platform log's, which cover the tenants'
          (SELECT pg_catalog.clock_timestamp() - pg_catalog.min(l.open_since) FROM agd.log l) AS oldest_unanchored_age,

@@ -25,7 +25,8 @@ GRANT EXECUTE ON FUNCTION agd.history(regclass, jsonb) TO agd_platform, agd_audi
 -- Operates: guards, tenants, anchors. No payloads.
 GRANT EXECUTE ON FUNCTION
   agd.guard(regclass, name, name[], boolean, text, boolean), agd.unguard(regclass, text),
-  agd.create_tenant(text, text), agd.map_role(name, text, text), agd.resume() TO agd_platform;
+  agd.create_tenant(text, text), agd.map_role(name, text, text), agd.resume(),
+  agd.new_incarnation(text) TO agd_platform;
 GRANT SELECT ON agd.tenant, agd.role_map, agd.guarded_table, agd.every_guard TO agd_platform, agd_auditor;
 GRANT EXECUTE ON FUNCTION agd.coverage(), agd.guard_state(), agd.anchor(), agd.worker_status(),
   agd.verify(text, boolean), agd.verifications() TO agd_platform, agd_auditor;
@@ -36,4 +37,5 @@ GRANT EXECUTE ON FUNCTION agd.verify_table(regclass) TO agd_platform, agd_audito
 -- Publishes: anchors, entries (which hold digests, no payloads), receipts.
 GRANT SELECT ON agd.anchors TO agd_publisher;
 GRANT EXECUTE ON FUNCTION agd.entries(text, bigint, bigint),
-  agd.record_publication(text, bigint, bytea, text, text), agd.anchor() TO agd_publisher;
+  agd.record_publication(text, bigint, bytea, text, text), agd.report_divergence(text, bigint, bytea, text), agd.anchor()
+  TO agd_publisher;

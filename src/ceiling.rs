@@ -28,8 +28,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 thread_local! {
     /// This transaction has passed.
     static PASSED: Cell<bool> = const { Cell::new(false) };
-    /// The platform log's number: it never changes.
-    static PLATFORM: Cell<Option<i32>> = const { Cell::new(None) };
 }
 
 /// The gate asks before it records a write.
@@ -150,21 +148,17 @@ fn unpublished_anchors(max: i64) -> Result<i64> {
     Ok(count)
 }
 
-/// None: nothing was ever recorded.
+/// The number of the newest incarnation's. None: nothing was ever recorded.
 fn platform_log() -> Result<Option<i32>> {
-    if let Some(platform) = PLATFORM.get() {
-        return Ok(Some(platform));
-    }
-    let relation = Relation::open(named(c"log")?, pg_sys::AccessShareLock);
+    let catalog = catalog()?;
+    let relation = Relation::open(catalog.log, pg_sys::AccessShareLock);
     let mut row = Columns::default();
     let mut platform = None;
-    scan(&relation, None, std::ptr::null_mut(), &mut [], |tuple| {
+    let (index, newest_first) = (catalog.log_platform, BackwardScanDirection);
+    scan_directed(&relation, index, std::ptr::null_mut(), &mut [], newest_first, |tuple| {
         row.deform(tuple, relation.descriptor());
-        if row.get(2).is_none() {
-            platform = row.get(0).map(|value| value.value() as i32);
-        }
-        Ok(())
+        platform = row.get(0).map(|value| value.value() as i32);
+        Ok(false)
     })?;
-    PLATFORM.set(platform);
     Ok(platform)
 }

@@ -4,7 +4,14 @@
 //! Promises: a record is added to only where agd.home says it is at home, so a copy of it (a dump restored, a database
 //! used as a template, an upgraded cluster) is closed until `agd.resume()` found it whole; rows of the record are loaded
 //! only into a database that has none of its own, by a superuser, and never again after that; no number of a
-//! transaction is ever used twice.
+//! transaction is ever used twice. A record that was found not to have what was published is closed here, too, until
+//! [`crate::incarnation`] opens it again.
+//!
+//! That the record is open is known to all from shared memory, where [`close`] takes it away. Whoever then asks agd.home
+//! waits for the transaction that closes, and so does the worker before it takes its snapshot; a transaction that was
+//! already recording asks once more before it commits. So nothing that comes later is committed, but what is being
+//! committed at that very moment, and what was prepared before. That does no harm: it is recorded whole, waits for
+//! integration as everything else that was not integrated, and goes into the next incarnation's logs.
 //!
 //! agd.home is not dumped. A restored database therefore has a home that nobody lives in yet, whatever was loaded.
 //!
@@ -24,8 +31,9 @@ use crate::log::{storage, verify};
 use crate::query::{self, At};
 use crate::shmem::{self, Database};
 use crate::{backend, settings};
-use agd_core::name;
+use agd_core::{Checkpoint, name};
 use pgrx::prelude::*;
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 /// Recorded numbers stay below this: PostgreSQL's pg_snapshot holds no number of 2^63 or more.
@@ -41,6 +49,8 @@ struct Home {
     database: pg_sys::Oid,
     /// What is added to a transaction's id.
     base: u64,
+    /// What was published and is not in the record, as a checkpoint; None: the record is open.
+    diverged: Option<String>,
     /// This very transaction wrote the row.
     uncommitted: bool,
 }
@@ -49,6 +59,24 @@ impl Home {
     fn is_here(&self) -> bool {
         self.system_identifier.as_deref() == Some(&system_identifier()) && self.database == this_database()
     }
+
+    /// Why nothing is added to the record here, if so it is.
+    fn problem(&self) -> Option<Error> {
+        if !self.is_here() {
+            return Some(not_resumed());
+        }
+        self.diverged.as_deref().filter(|_| !RESUMING.get()).map(closed)
+    }
+}
+
+thread_local! {
+    /// This transaction resumes a record, closed or not: that it says so is recorded.
+    static RESUMING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The transaction is over.
+pub fn transaction_ended() {
+    RESUMING.set(false);
 }
 
 fn system_identifier() -> String {
@@ -75,6 +103,7 @@ fn read() -> Result<Home> {
                 system_identifier: columns.get(2).map(|value| text(value).map(str::to_owned)).transpose()?,
                 database: columns.get(3).map_or(pg_sys::InvalidOid, |oid| pg_sys::Oid::from(oid.value() as u32)),
                 base: columns.get(5).map_or(0, |value| value.value() as u64),
+                diverged: columns.get(6).map(|value| text(value).map(str::to_owned)).transpose()?,
                 uncommitted: pg_sys::TransactionIdIsCurrentTransactionId((*(*tuple).t_data).t_choice.t_heap.t_xmin),
             });
         }
@@ -86,12 +115,20 @@ fn read() -> Result<Home> {
     })
 }
 
-/// A loader holds RowExclusiveLock to its transaction's end, whoever decides that the record is at home here
-/// ShareRowExclusiveLock: neither acts on what the other is about to change.
+/// A loader and the worker hold RowExclusiveLock to their transaction's end, whoever decides that the record is at home
+/// here, closed or open ShareRowExclusiveLock: neither acts on what the other is about to change.
 fn lock(mode: u32) -> Result<()> {
     let home = catalog()?.home;
     // SAFETY: a lock on a table that the extension has; PostgreSQL lets go of it when the transaction ends.
     unsafe { pg_sys::LockRelationOid(home, mode as pg_sys::LOCKMODE) };
+    Ok(())
+}
+
+/// Lets go of a lock that turned out not to be needed.
+fn unlock(mode: u32) -> Result<()> {
+    let home = catalog()?.home;
+    // SAFETY: taken by lock() in this transaction.
+    unsafe { pg_sys::UnlockRelationOid(home, mode as pg_sys::LOCKMODE) };
     Ok(())
 }
 
@@ -115,6 +152,19 @@ fn not_resumed() -> Error {
     }
 }
 
+fn closed(diverged: &str) -> Error {
+    let published = Checkpoint::parse(diverged).map_or_else(
+        |_| "a checkpoint".into(),
+        |published| format!("the checkpoint of {} at size {}", published.origin, published.size),
+    );
+    Error::NotAContinuation {
+        message: format!("the record is closed: {published} was published, and is not part of it"),
+        hint: "Published history was lost. Restore a backup that has it; or keep what is left and go on in new logs, which \
+               say what was lost: SELECT agd.new_incarnation('why')."
+            .into(),
+    }
+}
+
 // ------------------------------------------------------------------------------------- the numbers of transactions
 
 /// The number that a transaction of this server is recorded under. 55000 where the record is not at home.
@@ -129,21 +179,35 @@ pub fn recorded_id(full_xact_id: u64) -> Result<(u64, bool)> {
     }
 }
 
-/// Once per database and start of the server.
+/// Once per database and start of the server, and for every attempt while the record is not open here.
 #[cold]
 fn settled_base(database: &Database) -> Result<u64> {
+    // Whoever closes the record is waited for, and waits: what is kept here stays true until he takes it away.
+    lock(pg_sys::RowExclusiveLock)?;
     let mut home = read()?;
     if home.system_identifier.is_none() {
+        unlock(pg_sys::RowExclusiveLock)?;
         home = settle()?;
+        lock(pg_sys::RowExclusiveLock)?;
     }
-    if !home.is_here() {
-        return Err(not_resumed());
+    if let Some(problem) = home.problem() {
+        return Err(problem);
     }
     // What this transaction wrote may be rolled back: nobody else may see it.
-    if !home.uncommitted {
+    if !home.uncommitted && home.diverged.is_none() {
         database.keep_xact_id_base(home.base);
     }
+    unlock(pg_sys::RowExclusiveLock)?;
     Ok(home.base)
+}
+
+/// A transaction that has recorded something is about to commit. AG003 when the record was closed since.
+pub fn check_at_commit() -> Result<()> {
+    let database = shmem::this_database()?;
+    if database.xact_id_base().is_none() {
+        settled_base(database)?;
+    }
+    Ok(())
 }
 
 /// Makes this database the record's home: its first event is about to be recorded. That is always done by one of agd's
@@ -152,7 +216,9 @@ fn settle() -> Result<Home> {
     lock(pg_sys::ShareRowExclusiveLock)?;
     let home = read()?;
     if home.system_identifier.is_some() {
-        return Ok(home);
+        // Somebody else was faster. The worker need not wait for this transaction.
+        unlock(pg_sys::ShareRowExclusiveLock)?;
+        return read();
     }
     if holds_a_record()? {
         return Err(not_resumed());
@@ -165,7 +231,7 @@ fn settle() -> Result<Home> {
             name::default_log_name(unsafe { pg_sys::GetSystemIdentifier() }, &database)
         }
     };
-    storage::create_log(&log_name, None)?;
+    storage::create_log(&log_name, None, 1, None)?;
     storage::writing(|| {
         // Everything from this transaction on: its own number is not in its own snapshot's list, so the list cannot be
         // used.
@@ -259,10 +325,20 @@ pub struct Residence {
     pub earlier_timeline: Option<i32>,
 }
 
-/// None: the record is not at home here, or there is none yet. There is nothing to integrate then.
+/// Before the worker takes the snapshot of a pass: keeps the record open until its transaction ends, where it is open.
+pub fn hold() -> Result<()> {
+    // Not while it is being made a home, which may take as long as somebody's transaction: there is nothing to do yet.
+    if read()?.problem().is_none() {
+        lock(pg_sys::RowExclusiveLock)?;
+    }
+    Ok(())
+}
+
+/// None: the record is not at home here, or closed, or there is none yet. There is nothing to integrate then.
 pub fn residence() -> Result<Option<Residence>> {
     let found = query::kept(
-        "SELECT h.xact_id_base, h.timeline FROM agd.home h WHERE h.system_identifier = $1 AND h.database = $2",
+        "SELECT h.xact_id_base, h.timeline
+           FROM agd.home h WHERE h.system_identifier = $1 AND h.database = $2 AND h.diverged IS NULL",
         &[system_identifier().into(), this_database().into()],
         |mut rows| rows.next().map(|row| Ok((row.get::<i64>(1)?, row.get::<i32>(2)?))).transpose(),
     )?;
@@ -285,9 +361,60 @@ pub fn is_elsewhere() -> Result<bool> {
     Ok(!home.is_here() && (home.system_identifier.is_some() || holds_a_record()?))
 }
 
-/// 55000 when there is a record that is not at home here.
+/// 55000 when there is a record that is not at home here, AG003 when it is closed.
 pub fn check() -> Result<()> {
-    if is_elsewhere()? { Err(not_resumed()) } else { Ok(()) }
+    if is_elsewhere()? {
+        return Err(not_resumed());
+    }
+    read()?.diverged.as_deref().map_or(Ok(()), |diverged| Err(closed(diverged)))
+}
+
+// ------------------------------------------------------------------------------------------------ closing and opening
+
+/// The record, and nobody else changes what agd.home says of it until this transaction ends.
+pub struct Held(Home);
+
+/// Waits for whoever adds to the record's logs or changes its home. 55000 when the record is not at home here.
+pub fn hold_alone() -> Result<Held> {
+    lock(pg_sys::ShareRowExclusiveLock)?;
+    let home = read()?;
+    if home.is_here() { Ok(Held(home)) } else { Err(not_resumed()) }
+}
+
+impl Held {
+    /// What was published and is not in the record; None: the record is open.
+    pub fn diverged(&self) -> Result<Option<Checkpoint>> {
+        let parse = |diverged: &String| {
+            Checkpoint::parse(diverged).map_err(|_| Error::Corrupted {
+                message: "agd.home says of the record that it is closed, and not why".into(),
+                hint: "agd.home was changed outside of agd. agd publish can report what was published once more, when \
+                       the column diverged is empty."
+                    .into(),
+            })
+        };
+        self.0.diverged.as_ref().map(parse).transpose()
+    }
+
+    /// What is added to a transaction's id.
+    pub fn base(&self) -> u64 {
+        self.0.base
+    }
+
+    /// Closes the record: this was published, and is not part of it.
+    pub fn close(&self, published: &Checkpoint) -> Result<()> {
+        // Who does not find it there asks agd.home, and waits for this transaction.
+        shmem::this_database()?.forget_xact_id_base();
+        storage::writing(|| Spi::run_with_args("UPDATE agd.home SET diverged = $1", &[published.to_string().into()]))?;
+        Ok(())
+    }
+
+    /// Opens it again, under another name.
+    pub fn open(&self, log_name: &str) -> Result<()> {
+        storage::writing(|| {
+            Spi::run_with_args("UPDATE agd.home SET log_name = $1, diverged = NULL", &[log_name.into()])
+        })?;
+        Ok(())
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------- for a restore
@@ -338,6 +465,8 @@ fn resume() -> Result<()> {
     lock(pg_sys::ShareRowExclusiveLock)?;
     let home = read()?;
     if home.is_here() || home.system_identifier.is_none() && !holds_a_record()? {
+        // The worker need not wait for this transaction.
+        unlock(pg_sys::ShareRowExclusiveLock)?;
         notice!("the record of this database is at home here: there is nothing to resume");
         return Ok(());
     }
@@ -350,6 +479,7 @@ fn resume() -> Result<()> {
     // SAFETY: pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };
 
+    RESUMING.set(true);
     let previous = query::one::<String>("SELECT system_identifier FROM agd.sequencer", &[])?.unwrap_or_default();
     move_in(&log_name, base)?;
     storage::writing(|| {
@@ -367,7 +497,7 @@ fn resume() -> Result<()> {
 /// The record is whole, or an error says what is missing. Returns the platform log's origin.
 fn check_record(loaded: bool) -> Result<String> {
     let incomplete = |what: String, hint: &str| Error::WrongState { message: what, hint: hint.into() };
-    let platform = storage::log_of(None)?;
+    let platform = storage::newest_platform_log()?;
     let (Some(platform), true) = (platform, has_rows(catalog()?.sequencer)?) else {
         return Err(incomplete(
             "the restore is not complete: agd.log or agd.sequencer has no row".into(),

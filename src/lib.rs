@@ -20,6 +20,7 @@ mod fault;
 mod fmgr;
 mod guard;
 mod home;
+mod incarnation;
 mod install;
 mod log;
 mod nesting;

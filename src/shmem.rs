@@ -260,9 +260,14 @@ impl Database {
         self.xact_id_base.store(base + 1, Ordering::Release);
     }
 
+    /// Whether the record is open here is asked of agd.home from now on.
+    pub fn forget_xact_id_base(&self) {
+        self.xact_id_base.store(0, Ordering::Release);
+    }
+
     /// What is known of the record is read afresh from the tables: the extension is being installed (again).
     pub fn forget_record(&self) {
-        self.xact_id_base.store(0, Ordering::Release);
+        self.forget_xact_id_base();
         self.clock_restored.store(false, Ordering::Release);
     }
 

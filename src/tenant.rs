@@ -7,6 +7,7 @@
 
 use crate::catalog::{Columns, Relation, catalog, scan, scan_key, text};
 use crate::error::{self, Error, OrRaise, Result};
+use crate::fmgr::{argument, c_function};
 use crate::{backend, home, transaction};
 use pgrx::prelude::*;
 use std::cell::RefCell;
@@ -147,10 +148,13 @@ fn check_name(tenant: &str) -> Result<()> {
     })
 }
 
+c_function!(agd_create_tenant, pg_finfo_agd_create_tenant, answer_create);
+
 /// `agd.create_tenant(tenant, display_name)`
-#[pg_extern(sql = false)]
-fn create_tenant(tenant: Option<&str>, display_name: Option<&str>) {
-    create(tenant, display_name).or_raise();
+fn answer_create(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
+    // SAFETY: this is the call; agd.create_tenant(tenant text, display_name text).
+    let (tenant, display_name) = unsafe { (argument::<String>(call, 0), argument::<String>(call, 1)) };
+    create(tenant.as_deref(), display_name.as_deref()).map(|()| pg_sys::Datum::from(0))
 }
 
 fn create(tenant: Option<&str>, display_name: Option<&str>) -> Result<()> {
@@ -176,11 +180,15 @@ fn create(tenant: Option<&str>, display_name: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+c_function!(agd_map_role, pg_finfo_agd_map_role, answer_map);
+
 /// `agd.map_role(role, tenant, mode)`
-#[pg_extern(sql = false)]
-fn map_role(role: Option<&std::ffi::CStr>, tenant: Option<&str>, mode: Option<&str>) {
+fn answer_map(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
+    // SAFETY: this is the call; agd.map_role(role name, tenant text, mode text).
+    let (role, tenant, mode) =
+        unsafe { (argument::<&std::ffi::CStr>(call, 0), argument::<String>(call, 1), argument::<String>(call, 2)) };
     let role = role.map(|role| role.to_string_lossy());
-    map(role.as_deref(), tenant, mode).or_raise();
+    map(role.as_deref(), tenant.as_deref(), mode.as_deref()).map(|()| pg_sys::Datum::from(0))
 }
 
 fn map(role: Option<&str>, tenant: Option<&str>, mode: Option<&str>) -> Result<()> {

@@ -6,9 +6,9 @@
 //! that can fail once the commit has happened.
 #![allow(unsafe_code)] // transaction callbacks and the backend's identity are raw PostgreSQL calls
 
-use crate::error::{Error, OrRaise, Result};
+use crate::error::{self, Error, OrRaise, Result};
 use crate::guard::touched;
-use crate::{backend, catalog, ceiling, denied, event, nesting, replication, shmem, stamp, tenant};
+use crate::{backend, catalog, ceiling, denied, event, home, nesting, replication, shmem, stamp, tenant};
 use agd_core::intent::{Intent, Intents, Operation, Void};
 use pgrx::prelude::*;
 use std::cell::RefCell;
@@ -290,6 +290,7 @@ fn close() -> Result<()> {
     if !catalog::is_installed() {
         return Ok(());
     }
+    home::check_at_commit()?;
     let events = i32::try_from(events).map_err(|_| Error::Internal("agd: more events than numbers".into()))?;
     let identity = identity.ok_or_else(|| Error::Internal("agd: events of nobody".into()))?;
     let bound = tenant::tenant_of(identity.session_user)?;
@@ -342,18 +343,23 @@ fn forget() -> State {
     with(std::mem::take)
 }
 
-#[pg_guard]
 unsafe extern "C-unwind" fn transaction_event(what: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
+    // SAFETY: PostgreSQL calls this; the frame has nothing to drop.
+    unsafe { error::entry(|| on_transaction_event(what)) }
+}
+
+fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
     match what {
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
             if with(|state| !state.live.is_empty()) {
-                close().map_err(denied::at_commit).or_raise();
+                close().map_err(denied::at_commit)?;
             }
             event::close();
         }
         pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
             let state = forget();
             ceiling::transaction_ended();
+            home::transaction_ended();
             tenant::transaction_ended();
             if (state.recorded > 0 || state.voided > 0 || state.created_extension)
                 && let Ok(database) = shmem::this_database()
@@ -382,11 +388,13 @@ unsafe extern "C-unwind" fn transaction_event(what: pg_sys::XactEvent::Type, _ar
             event::rolled_back();
             nesting::return_to(0);
             ceiling::transaction_ended();
+            home::transaction_ended();
             touched::return_to(0);
             tenant::transaction_ended();
         }
         _ => {}
     }
+    Ok(())
 }
 
 #[pg_guard]

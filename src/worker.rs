@@ -417,7 +417,12 @@ impl Worker {
             pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, activity.as_ptr());
         }
         let database = self.database;
-        let body = || hold_extension().then(|| with_snapshot(body));
+        let body = || {
+            hold_extension().then(|| {
+                home::hold().or_raise();
+                with_snapshot(body)
+            })
+        };
         let transaction = || in_transaction(one_snapshot, body, |result| result.iter().for_each(committed));
         let outcome = PgTryBuilder::new(std::panic::AssertUnwindSafe(transaction))
             .catch_others(|caught| {

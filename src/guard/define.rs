@@ -6,8 +6,9 @@
 #![allow(unsafe_code)] // reads relation flags, quotes identifiers
 
 use crate::catalog::Relation;
-use crate::error::{self, Error, OrRaise, Result};
+use crate::error::{self, Error, Result};
 use crate::event::{self, Record};
+use crate::fmgr::{argument, c_function};
 use crate::guard::baseline::record_baseline;
 use crate::guard::examine::{Table, check_tenant_column, examine, lock};
 use crate::guard::redact;
@@ -18,44 +19,51 @@ use crate::query::{self, At};
 use pgrx::prelude::*;
 use std::ffi::CString;
 
+c_function!(agd_guard, pg_finfo_agd_guard, answer_guard);
+
 /// `agd.guard(relation, tenant_column, redact, require_cause, on_truncate, baseline)`
-#[pg_extern(sql = false)]
-fn guard(
-    relation: Option<pg_sys::Oid>,
-    tenant_column: Option<&std::ffi::CStr>,
-    redact: Option<pgrx::Array<'_, &std::ffi::CStr>>,
-    require_cause: Option<bool>,
-    on_truncate: Option<&str>,
-    baseline: Option<bool>,
-) {
-    let options = || -> Result<()> {
-        let tenant_column = tenant_column
-            .map(|name| name.to_str().map(str::to_owned))
-            .transpose()
-            .map_err(|_| Error::Internal("agd: a column name is not UTF-8".into()))?;
-        let on_truncate = on_truncate.unwrap_or("refuse");
-        if !matches!(on_truncate, "refuse" | "record") {
-            return Err(Error::BadArgument {
-                message: format!("on_truncate cannot be \"{on_truncate}\""),
-                hint: "'refuse' (the default) or 'record'.".into(),
-            });
-        }
-        guard_table(
-            relation,
-            tenant_column.as_deref(),
-            redact,
-            require_cause.unwrap_or(false),
-            on_truncate,
-            baseline.unwrap_or(true),
+fn answer_guard(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
+    // SAFETY: this is the call; agd.guard(relation regclass, tenant_column name, redact name[], require_cause boolean,
+    // on_truncate text, baseline boolean).
+    let (relation, tenant_column, redact, require_cause, on_truncate, baseline) = unsafe {
+        (
+            argument::<pg_sys::Oid>(call, 0),
+            argument::<&std::ffi::CStr>(call, 1),
+            argument::<pgrx::Array<'_, &std::ffi::CStr>>(call, 2),
+            argument::<bool>(call, 3),
+            argument::<String>(call, 4),
+            argument::<bool>(call, 5),
         )
     };
-    options().or_raise();
+    let tenant_column = tenant_column
+        .map(|name| name.to_str().map(str::to_owned))
+        .transpose()
+        .map_err(|_| Error::Internal("agd: a column name is not UTF-8".into()))?;
+    let on_truncate = on_truncate.as_deref().unwrap_or("refuse");
+    if !matches!(on_truncate, "refuse" | "record") {
+        return Err(Error::BadArgument {
+            message: format!("on_truncate cannot be \"{on_truncate}\""),
+            hint: "'refuse' (the default) or 'record'.".into(),
+        });
+    }
+    guard_table(
+        relation,
+        tenant_column.as_deref(),
+        redact,
+        require_cause.unwrap_or(false),
+        on_truncate,
+        baseline.unwrap_or(true),
+    )?;
+    Ok(pg_sys::Datum::from(0))
 }
 
+c_function!(agd_unguard, pg_finfo_agd_unguard, answer_unguard);
+
 /// `agd.unguard(relation, reason)`
-#[pg_extern(sql = false)]
-fn unguard(relation: Option<pg_sys::Oid>, reason: Option<&str>) {
-    unguard_table(relation, reason).or_raise();
+fn answer_unguard(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
+    // SAFETY: this is the call; agd.unguard(relation regclass, reason text).
+    let (relation, reason) = unsafe { (argument::<pg_sys::Oid>(call, 0), argument::<String>(call, 1)) };
+    unguard_table(relation, reason.as_deref()).map(|()| pg_sys::Datum::from(0))
 }
 
 fn given(relation: Option<pg_sys::Oid>) -> Result<pg_sys::Oid> {

@@ -5,10 +5,10 @@
 //! entries; [`verify`] recomputes everything.
 
 mod position;
-mod prove;
+pub mod prove;
 pub mod read;
 pub mod record;
 pub mod sequencer;
 pub mod storage;
-mod stored;
+pub mod stored;
 pub mod verify;

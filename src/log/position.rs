@@ -81,7 +81,8 @@ const LEAVES_KEPT: usize = 64 * TILE_WIDTH as usize;
 #[derive(Default)]
 struct Seen {
     view: Option<View>,
-    logs: HashMap<Option<String>, Option<Head>>,
+    /// A tenant's logs, of the newest incarnation first.
+    logs: HashMap<Option<String>, Vec<Head>>,
     leaves: HashMap<(i32, EventKey), u64>,
 }
 
@@ -93,24 +94,26 @@ impl Seen {
             if logs.len() >= LOGS_KEPT {
                 logs.clear();
             }
-            let head = Stored::active()?.head_of(tenant.as_deref())?;
-            if let Some(head) = &head {
+            let heads = Stored::active()?.heads_of(tenant.as_deref())?;
+            for head in &heads {
                 keep(leaves, head.log_id, open_starts_at(head), &head.open_keys);
             }
-            logs.insert(tenant.clone(), head);
+            logs.insert(tenant.clone(), heads);
         }
-        let Some(Some(head)) = logs.get(&tenant) else { return Ok(None) };
-        if let Some(leaf) = leaves.get(&(head.log_id, wanted)) {
+        let heads = logs.get(&tenant).map_or(&[][..], Vec::as_slice);
+        if let Some(leaf) = heads.iter().find_map(|head| leaves.get(&(head.log_id, wanted))) {
             return Ok(Some(*leaf));
         }
-        if let Some(position) = head.open_keys.iter().position(|key| *key == wanted) {
-            return Ok(Some(open_starts_at(head) + position as u64));
+        for head in heads {
+            if let Some(position) = head.open_keys.iter().position(|key| *key == wanted) {
+                return Ok(Some(open_starts_at(head) + position as u64));
+            }
+            if let Some((leaf, keys)) = leaf_in_tiles(&Stored::active()?, head.log_id, wanted, stamp)? {
+                keep(leaves, head.log_id, leaf - leaf % TILE_WIDTH, &keys);
+                return Ok(Some(leaf));
+            }
         }
-        let Some((leaf, keys)) = leaf_in_tiles(&Stored::active()?, head.log_id, wanted, stamp)? else {
-            return Ok(None);
-        };
-        keep(leaves, head.log_id, leaf - leaf % TILE_WIDTH, &keys);
-        Ok(Some(leaf))
+        Ok(None)
     }
 }
 

@@ -49,20 +49,20 @@ impl Leaf {
         let mut entry = Vec::new();
         reader.entry(&context, event.n, &mut entry)?;
         let hash = leaf_hash(&entry);
-        let head = stored.head_of(tenant.as_deref())?;
-        let index = match &head {
-            Some(head) => leaf_of(stored, head, event, context.stamp)?,
-            None => None,
-        };
-        match (head, index) {
-            (Some(head), Some(index)) => Ok(Leaf { event, head, index, entry, hash }),
-            (head, _) if stored.integrated()?.sees(event.xact_id) => Err(lost(stored, head.as_ref(), event, &hash)?),
-            _ => Err(Error::NotFound {
-                message: format!("event {event} is not in the log yet"),
-                hint: "The worker takes it up within agd.anchor_max_age; SELECT * FROM agd.anchor() does so at once."
-                    .into(),
-            }),
+        let heads = stored.heads_of(tenant.as_deref())?;
+        for head in &heads {
+            if let Some(index) = leaf_of(stored, head, event, context.stamp)? {
+                return Ok(Leaf { event, head: head.clone(), index, entry, hash });
+            }
         }
+        if stored.integrated()?.sees(event.xact_id) {
+            return Err(lost(stored, &heads, event, &hash)?);
+        }
+        Err(Error::NotFound {
+            message: format!("event {event} is not in the log yet"),
+            hint: "The worker takes it up within agd.anchor_max_age; SELECT * FROM agd.anchor() does so at once."
+                .into(),
+        })
     }
 
     /// The path from the leaf to an anchor's root, checked.
@@ -146,29 +146,31 @@ fn without_context(event: EventKey) -> Result<Error> {
 }
 
 /// An event that was integrated, and that no tile's keys name.
-fn lost(stored: &Stored, head: Option<&Head>, event: EventKey, hash: &Hash) -> Result<Error> {
-    let Some(head) = head else {
+fn lost(stored: &Stored, heads: &[Head], event: EventKey, hash: &Hash) -> Result<Error> {
+    let Some(newest) = heads.first() else {
         return Ok(corrupted(format!("event {event} was integrated, and its log is missing")));
     };
-    let tree = stored.tree(head)?;
-    for tile in 0..head.size.div_ceil(TILE_WIDTH) {
-        pgrx::check_for_interrupts!();
-        let hashes = tree.tile(0, tile)?;
-        if hashes.is_empty() {
-            return Ok(missing(&tree, 0, tile));
-        }
-        if let Some(position) = hashes.iter().position(|kept| kept == hash) {
-            let leaf = tile * TILE_WIDTH + position as u64;
-            return Ok(corrupted(format!(
-                "log {}: {} was changed: it does not say that its leaf {leaf} is event {event}",
-                tree.origin,
-                named(&tree, 0, tile)
-            )));
+    for head in heads {
+        let tree = stored.tree(head)?;
+        for tile in 0..head.size.div_ceil(TILE_WIDTH) {
+            pgrx::check_for_interrupts!();
+            let hashes = tree.tile(0, tile)?;
+            if hashes.is_empty() {
+                return Ok(missing(&tree, 0, tile));
+            }
+            if let Some(position) = hashes.iter().position(|kept| kept == hash) {
+                let leaf = tile * TILE_WIDTH + position as u64;
+                return Ok(corrupted(format!(
+                    "log {}: {} was changed: it does not say that its leaf {leaf} is event {event}",
+                    tree.origin,
+                    named(&tree, 0, tile)
+                )));
+            }
         }
     }
     Ok(corrupted(format!(
         "event {event} is in no leaf of {}: it was added or changed outside of agd, or its tile was",
-        head.origin
+        newest.origin
     )))
 }
 
@@ -401,6 +403,14 @@ fn prove_consistency(origin: Option<&str>, from: Option<i64>, to: Option<i64>) -
         Ok(()) => Ok(path),
         Err(_) => Err(used.problem(&tree, &[&old, &new])?),
     }
+}
+
+/// The root that a log's tiles give at a size, at most its own.
+pub fn root_at(stored: &Stored, head: &Head, size: u64) -> Result<Hash> {
+    let tree = stored.tree(head)?;
+    let used = Used::default();
+    let reader = used.reader(&tree, size)?;
+    proof::tree_root(&reader, size).map_err(|error| unreadable(&tree, error))
 }
 
 /// The root at a size: the anchor's, or, where no anchor stands there, the tiles', which the next anchor must continue.

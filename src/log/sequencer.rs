@@ -2,8 +2,8 @@
 //!
 //! Owns which events are integrated, when, and in what order. Promises: every event that became visible between two of
 //! its snapshots becomes exactly one leaf; inside a pass the order is (commit stamp, number), so a row's history in the
-//! log is its real history; a log is anchored at every multiple of 256. Never looks at an event that its snapshot does
-//! not see.
+//! log is its real history; a log is anchored at every multiple of 256; what begins an incarnation is leaf 0 of its platform
+//! log. Never looks at an event that its snapshot does not see, and never adds to a log of an earlier incarnation.
 //!
 //! How: two snapshots, the one up to which everything is integrated and a new one. What became visible between them is
 //! either a transaction that the old one had in progress, or one in `[old.xmax, new.xmax)`. Point look-ups and one index
@@ -99,10 +99,16 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
         return Ok(Outcome::default());
     }
     storage::lock_sequencer()?;
-    due.sort_unstable_by_key(|due| (due.stamp, due.xact_id));
+    let platform = storage::platform_log()?;
+    // The pass that sees a new incarnation's log for the first time sees the transaction that made it, too: that one first.
+    let opened_by = platform.opened_by.filter(|_| platform.tree.size() == 0);
+    due.sort_unstable_by_key(|due| (Some(due.xact_id) != opened_by, due.stamp, due.xact_id));
+    if opened_by.is_some() && due.first().map(|due| due.xact_id) != opened_by {
+        return Err(storage::corrupted(format!("the event that begins the log {} is missing", platform.origin)));
+    }
 
     let mut pass = Pass {
-        platform: storage::platform_log()?,
+        platform,
         tenants: HashMap::new(),
         guard_state,
         // A transaction's start is fixed; the clock is what "now" means for ages.
@@ -219,9 +225,13 @@ impl Pass {
             None => &mut self.platform,
             Some(tenant) => {
                 if !self.tenants.contains_key(tenant) {
-                    let log = match storage::log_of(Some(tenant))? {
+                    let incarnation = self.platform.incarnation;
+                    let log = match storage::tenant_log(tenant, incarnation)? {
                         Some(log) => log,
-                        None => storage::create_log(&name::tenant_origin(&self.platform.origin, tenant), Some(tenant))?,
+                        None => {
+                            let origin = name::tenant_origin(&self.platform.origin, tenant);
+                            storage::create_log(&origin, Some(tenant), incarnation, None)?
+                        }
                     };
                     self.tenants.insert(tenant.to_owned(), log);
                 }

@@ -52,6 +52,10 @@ pub struct Log {
     pub open_stamps: Option<(i64, i64)>,
     /// Since when leaves wait for a checkpoint, microseconds since 2000-01-01.
     pub open_since: Option<i64>,
+    /// Which incarnation of the database's logs it belongs to: 1, 2, …
+    pub incarnation: i32,
+    /// The transaction whose first event is leaf 0, in a platform log that begins an incarnation.
+    pub opened_by: Option<u64>,
     /// Something changed since it was read.
     pub changed: bool,
 }
@@ -106,7 +110,8 @@ pub fn split_open_tiles(origin: &str, size: u64, bytes: &[u8]) -> Result<Vec<Vec
 }
 
 const COLUMNS: &str =
-    "log_id, origin, tenant, size, open_tiles, open_keys, open_first_stamp, open_last_stamp, open_since";
+    "log_id, origin, tenant, size, open_tiles, open_keys, open_first_stamp, open_last_stamp, open_since, incarnation,
+     opened_by::text::bigint";
 
 fn read_log(row: &SpiHeapTupleData<'_>) -> Result<Log> {
     let origin: String = row.get(2)?.unwrap_or_default();
@@ -123,6 +128,8 @@ fn read_log(row: &SpiHeapTupleData<'_>) -> Result<Log> {
         tenant: row.get(3)?,
         open_stamps: row.get(7)?.zip(row.get(8)?),
         open_since: row.get::<TimestampWithTimeZone>(9)?.map(TimestampWithTimeZone::into_inner),
+        incarnation: row.get(10)?.unwrap_or(1),
+        opened_by: row.get::<i64>(11)?.map(i64::cast_unsigned),
         changed: false,
         origin,
         tree,
@@ -131,22 +138,32 @@ fn read_log(row: &SpiHeapTupleData<'_>) -> Result<Log> {
 }
 
 fn read_logs(condition: &str, arguments: &[pgrx::datum::DatumWithOid<'_>]) -> Result<Vec<Log>> {
-    let query = format!("SELECT {COLUMNS} FROM agd.log WHERE {condition} ORDER BY tenant NULLS LAST");
+    let query = format!("SELECT {COLUMNS} FROM agd.log WHERE {condition} ORDER BY tenant NULLS LAST, incarnation");
     query::kept(&query, arguments, |rows| rows.map(|row| read_log(&row)).collect())
 }
 
-/// The log of a tenant (None: of the platform), if there is one.
-pub fn log_of(tenant: Option<&str>) -> Result<Option<Log>> {
-    let mut logs = match tenant {
-        Some(tenant) => read_logs("tenant = $1", &[tenant.into()])?,
-        None => read_logs("tenant IS NULL", &[])?,
-    };
-    Ok(logs.pop())
+/// The log of a tenant in an incarnation, if there is one.
+pub fn tenant_log(tenant: &str, incarnation: i32) -> Result<Option<Log>> {
+    Ok(read_logs("tenant = $1 AND incarnation = $2", &[tenant.into(), incarnation.into()])?.pop())
 }
 
-/// The platform log. Every database with the extension has one.
+/// The platform log of the newest incarnation, if anything was ever recorded.
+pub fn newest_platform_log() -> Result<Option<Log>> {
+    Ok(read_logs(
+        "tenant IS NULL AND incarnation = (SELECT pg_catalog.max(n.incarnation) FROM agd.log n WHERE n.tenant IS NULL)",
+        &[],
+    )?
+    .pop())
+}
+
+/// The same, where there must be one.
 pub fn platform_log() -> Result<Log> {
-    log_of(None)?.ok_or_else(|| corrupted("the platform log is gone"))
+    newest_platform_log()?.ok_or_else(|| corrupted("the platform log is gone"))
+}
+
+/// The logs of one incarnation; tenants' first, by name, then the platform's.
+pub fn logs_of(incarnation: i32) -> Result<Vec<Log>> {
+    read_logs("incarnation = $1", &[incarnation.into()])
 }
 
 /// A log by its origin. 22023 when there is none.
@@ -167,13 +184,13 @@ pub fn open_logs() -> Result<Vec<Log>> {
     read_logs("open_since IS NOT NULL", &[])
 }
 
-/// Creates a log, empty.
-pub fn create_log(origin: &str, tenant: Option<&str>) -> Result<Log> {
+/// Creates a log, empty. `opened_by`: see [`Log::opened_by`].
+pub fn create_log(origin: &str, tenant: Option<&str>, incarnation: i32, opened_by: Option<u64>) -> Result<Log> {
     let log_id = writing(|| {
         Spi::get_one_with_args::<i32>(
-            "INSERT INTO agd.log (log_id, origin, tenant)
-             SELECT COALESCE(pg_catalog.max(log_id), 0) + 1, $1, $2 FROM agd.log RETURNING log_id",
-            &[origin.into(), tenant.into()],
+            "INSERT INTO agd.log (log_id, origin, tenant, incarnation, opened_by)
+             SELECT COALESCE(pg_catalog.max(log_id), 0) + 1, $1, $2, $3, $4::text::xid8 FROM agd.log RETURNING log_id",
+            &[origin.into(), tenant.into(), incarnation.into(), opened_by.map(|xact_id| xact_id.to_string()).into()],
         )
     })?
     .ok_or_else(|| Error::Internal("agd: a new log got no number".into()))?;
@@ -185,6 +202,8 @@ pub fn create_log(origin: &str, tenant: Option<&str>) -> Result<Log> {
         open_keys: Vec::new(),
         open_stamps: None,
         open_since: None,
+        incarnation,
+        opened_by,
         changed: false,
     })
 }

@@ -24,6 +24,7 @@ mod log {
     pub const SIZE: usize = 3;
     pub const OPEN_TILES: usize = 4;
     pub const OPEN_KEYS: usize = 5;
+    pub const INCARNATION: usize = 9;
 }
 
 /// Columns of agd.tile, from 0.
@@ -46,6 +47,7 @@ mod checkpoint {
 const PUBLICATION_NOTE: usize = 4;
 
 /// How far a log is, and the events of its open tile.
+#[derive(Clone)]
 pub struct Head {
     /// Number of the log in this database.
     pub log_id: i32,
@@ -57,6 +59,8 @@ pub struct Head {
     pub size: u64,
     /// The events of the open level-0 tile.
     pub open_keys: Vec<EventKey>,
+    /// Which incarnation of the database's logs it belongs to.
+    pub incarnation: i32,
 }
 
 /// A root at a size.
@@ -108,35 +112,35 @@ impl Stored {
 
     // --------------------------------------------------------------------------------------------------------- heads
 
-    /// The log of a tenant (None: of the platform), if there is one.
-    pub fn head_of(&self, tenant: Option<&str>) -> Result<Option<Head>> {
+    /// The logs of a tenant (None: of the platform): of the newest incarnation first.
+    pub fn heads_of(&self, tenant: Option<&str>) -> Result<Vec<Head>> {
         match tenant {
-            Some(tenant) => self.head_where(self.catalog.log_tenant_key, log::TENANT, tenant),
-            // The index holds this one row.
-            None => self.first_head(self.catalog.log_platform, &mut []),
+            Some(tenant) => self.heads_where(self.catalog.log_tenant_key, log::TENANT, tenant),
+            // The index holds these rows alone.
+            None => self.heads_in(self.catalog.log_platform, &mut []),
         }
     }
 
     /// The log with an origin, if there is one.
     pub fn head_by_origin(&self, origin: &str) -> Result<Option<Head>> {
-        self.head_where(self.catalog.log_origin_key, log::ORIGIN, origin)
+        Ok(self.heads_where(self.catalog.log_origin_key, log::ORIGIN, origin)?.pop())
     }
 
-    fn head_where(&self, index: pg_sys::Oid, column: usize, value: &str) -> Result<Option<Head>> {
+    fn heads_where(&self, index: pg_sys::Oid, column: usize, value: &str) -> Result<Vec<Head>> {
         let value = to_varlena(value.as_bytes());
         let mut keys = [key(column, pg_sys::BTEqualStrategyNumber, pg_sys::F_TEXTEQ, value)];
         keys[0].sk_collation = pg_sys::C_COLLATION_OID;
-        self.first_head(index, &mut keys)
+        self.heads_in(index, &mut keys)
     }
 
-    fn first_head(&self, index: pg_sys::Oid, keys: &mut [pg_sys::ScanKeyData]) -> Result<Option<Head>> {
+    fn heads_in(&self, index: pg_sys::Oid, keys: &mut [pg_sys::ScanKeyData]) -> Result<Vec<Head>> {
         let relation = Relation::open(self.catalog.log, pg_sys::AccessShareLock);
-        let (mut columns, mut found) = (Columns::default(), None);
+        let (mut columns, mut found) = (Columns::default(), Vec::new());
         self.scratch.with(|| {
-            scan_ordered(&relation, index, self.snapshot.raw(), keys, |tuple| {
+            scan_directed(&relation, index, self.snapshot.raw(), keys, BackwardScanDirection, |tuple| {
                 columns.deform(tuple, relation.descriptor());
-                found = Some(read_head(&columns)?);
-                Ok(())
+                found.push(read_head(&columns)?);
+                Ok(true)
             })
         })?;
         Ok(found)
@@ -337,6 +341,7 @@ fn read_head(columns: &Columns) -> Result<Head> {
         tenant: string(log::TENANT)?,
         size: number(columns, log::SIZE),
         open_keys: EventKey::read_all(open_keys).collect(),
+        incarnation: columns.get(log::INCARNATION).map_or(1, |value| value.value() as i32),
     })
 }
 

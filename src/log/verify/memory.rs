@@ -117,6 +117,13 @@ pub fn remember(memory: &Memory, news: Vec<News>, complete: Option<(i32, &Comple
         return Ok(());
     }
     let (mut ids, mut sizes, mut nodes, mut counted, mut anchored) = (vec![], vec![], vec![], vec![], vec![]);
+    let mut news = news;
+    // The platform log's row tells what the counted sizes belong to, whether the log has leaves or not.
+    if let Some((platform, _)) = complete
+        && news.iter().all(|news| news.log_id != platform)
+    {
+        news.push(News { log_id: platform, ..News::default() });
+    }
     for News { log_id, verified, counted: new } in news {
         ids.push(log_id);
         sizes.push(verified.as_ref().map(|verified| verified.size as i64));
@@ -141,7 +148,10 @@ pub fn remember(memory: &Memory, news: Vec<News>, complete: Option<(i32, &Comple
     )?;
     if let Some((platform, complete)) = complete {
         Spi::run_with_args(
-            "UPDATE agd.verified SET integrated = $2::pg_catalog.pg_snapshot, guard_state = $3 WHERE log_id = $1",
+            "UPDATE agd.verified
+                SET integrated = CASE WHEN log_id = $1 THEN $2::pg_catalog.pg_snapshot END,
+                    guard_state = CASE WHEN log_id = $1 THEN $3 END
+              WHERE log_id = $1 OR integrated IS NOT NULL",
             &[platform.into(), complete.integrated.text.as_str().into(), complete.guard_state.as_slice().into()],
         )?;
     }

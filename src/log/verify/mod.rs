@@ -31,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::fmgr::{Rows, argument, c_function, text};
 use crate::home;
 use crate::log::record::EventKey;
-use agd_core::{Hash, name};
+use agd_core::{Hash, Incarnation, name};
 use complete::{Integrated, Sums, Tally};
 use memory::{Complete, Counted, Known, Memory, News};
 use pgrx::pg_sys;
@@ -133,8 +133,8 @@ struct Verification {
     whole: bool,
     /// The logs to be verified.
     logs: Vec<LogName>,
-    /// The platform log, if there is one.
-    platform: Option<LogName>,
+    /// The platform logs, one an incarnation, the newest last.
+    platforms: Vec<LogName>,
     /// The origin that the platform log should have.
     platform_origin: Option<String>,
     memory: Memory,
@@ -147,7 +147,7 @@ impl Verification {
     fn begin(origin: Option<&str>, full_scan: bool) -> Result<Self> {
         let view = View::open();
         let all = Logs::open(&view)?.all()?;
-        let platform = all.iter().find(|log| log.tenant.is_none()).cloned();
+        let platforms: Vec<LogName> = all.iter().filter(|log| log.tenant.is_none()).cloned().collect();
         let logs: Vec<LogName> = match origin {
             None => all,
             Some(origin) => all.into_iter().filter(|log| log.origin == origin).collect(),
@@ -167,11 +167,11 @@ impl Verification {
         Ok(Verification {
             progress: Progress::begin(full_scan, leaves),
             sequencer: Sequencer::read(&view)?,
-            platform_origin: platform_origin.or_else(|| platform.as_ref().map(|log| log.origin.clone())),
+            platform_origin: platform_origin.or_else(|| platforms.last().map(|log| log.origin.clone())),
             full_scan,
             whole: origin.is_none(),
             logs,
-            platform,
+            platforms,
             memory,
             view,
         })
@@ -189,45 +189,41 @@ impl Verification {
             before.as_ref().map(|before| before.guard_state),
         );
 
-        // The platform log first: the others are held against it.
-        let mut logs = std::mem::take(&mut self.logs);
-        let has_platform = logs.last().is_some_and(|log| log.tenant.is_none());
-        logs.rotate_right(usize::from(has_platform));
-        if let Some(platform) = &self.platform
-            && only.is_some()
-            && let Some(row) = rows.row(platform.log_id)?
-        {
-            let Counted { size: from, anchored } = self.counted(platform.log_id);
-            let listeners = Listeners { from, anchored, tally: None, recorded: Some(&mut recorded) };
-            tree::listen(&mut tools, &row, listeners)?;
+        // The platform logs first: the others are held against them, and each of them against what follows it.
+        let logs = std::mem::take(&mut self.logs);
+        let receipts = self.receipts_without_anchor(&logs)?;
+        let (platforms, tenants): (Vec<_>, Vec<_>) = logs.into_iter().partition(|log| log.tenant.is_none());
+        let mut verified = Vec::with_capacity(platforms.len() + tenants.len());
+        for log in self.platforms.clone() {
+            recorded.begin_log(self.leaves_before(&log));
+            if platforms.iter().any(|wanted| wanted.log_id == log.log_id) {
+                verified.extend(self.verify_one(
+                    log,
+                    &receipts,
+                    &mut rows,
+                    &mut tools,
+                    &mut tally,
+                    Some(&mut recorded),
+                )?);
+            } else if let Some(row) = rows.row(log.log_id)? {
+                let Counted { size: from, anchored } = self.counted(log.log_id);
+                let listeners = Listeners { from, anchored, tally: None, recorded: Some(&mut recorded) };
+                tree::listen(&mut tools, &row, listeners)?;
+            }
+        }
+        if !self.platforms.is_empty() {
             self.hear_waiting(&mut recorded)?;
         }
-        let receipts = self.receipts_without_anchor(&logs)?;
-        let mut verified = Vec::with_capacity(logs.len());
-        for log in logs {
-            let Some(row) = rows.row(log.log_id)? else { continue };
-            let is_platform = log.tenant.is_none();
-            let Counted { size: from, anchored } = self.counted(log.log_id);
-            let listeners = Listeners {
-                from,
-                anchored,
-                tally: self.whole.then_some(&mut tally),
-                recorded: is_platform.then_some(&mut recorded),
-            };
-            let start = self.memory.verified(log.log_id).filter(|_| !self.full_scan).cloned();
-            let mut found = tree::verify_log(&mut tools, &row, start.as_ref(), listeners, &mut self.progress)?;
-            if let Some(size) = receipts.get(&log.log_id) {
-                found.anchors.add(format!("the anchor at size {size} was published, and is missing"));
-            }
-            let mut this = Verified { log, found, platform: None, guards: None };
-            if is_platform {
-                self.hear_waiting(&mut recorded)?;
-                self.judge_platform(&mut this, &recorded)?;
-            } else {
-                self.judge_tenant(&mut this, &recorded, &mut tools);
-            }
+        for this in &mut verified {
+            self.judge_platform(this, &recorded)?;
             this.found.new_anchors = Vec::new();
-            verified.push(this);
+        }
+        for log in tenants {
+            if let Some(mut this) = self.verify_one(log, &receipts, &mut rows, &mut tools, &mut tally, None)? {
+                self.judge_tenant(&mut this, &recorded, &mut tools);
+                this.found.new_anchors = Vec::new();
+                verified.push(this);
+            }
         }
         let complete = self.judge_events(&mut verified, &mut tally, &mut tools, &recorded)?;
         let logs_problem = if self.whole { self.problem_of_logs(&verified, &recorded)? } else { None };
@@ -235,6 +231,33 @@ impl Verification {
 
         self.remember(&verified, &logs_problem, complete.as_ref())?;
         Ok(self.report(verified, logs_problem, complete))
+    }
+
+    /// One log by itself. None: it has no row any more.
+    fn verify_one(
+        &mut self,
+        log: LogName,
+        receipts: &HashMap<i32, String>,
+        rows: &mut Logs,
+        tools: &mut Tools,
+        tally: &mut Tally,
+        recorded: Option<&mut Recorded>,
+    ) -> Result<Option<Verified>> {
+        let Some(row) = rows.row(log.log_id)? else { return Ok(None) };
+        let Counted { size: from, anchored } = self.counted(log.log_id);
+        let listeners = Listeners { from, anchored, tally: self.whole.then_some(tally), recorded };
+        let start = self.memory.verified(log.log_id).filter(|_| !self.full_scan).cloned();
+        let mut found = tree::verify_log(tools, &row, start.as_ref(), listeners, &mut self.progress)?;
+        if let Some(size) = receipts.get(&log.log_id) {
+            found.anchors.add(format!("the anchor at size {size} was published, and is missing"));
+        }
+        Ok(Some(Verified { log, found, platform: None, guards: None }))
+    }
+
+    /// Leaves of the platform logs of earlier incarnations.
+    fn leaves_before(&self, log: &LogName) -> u64 {
+        let before = self.platforms.iter().filter(|platform| platform.incarnation < log.incarnation);
+        before.fold(0, |leaves, platform| leaves.saturating_add(platform.size))
     }
 
     /// Up to where a log is not held against everything else again.
@@ -300,8 +323,11 @@ impl Verification {
         let Verified { log, found, .. } = this;
         let known = self.counted(log.log_id).anchored;
         let anchors = &found.new_anchors[found.new_anchors.partition_point(|anchor| anchor.size <= known)..];
-        if let Some(size) = recorded.judge_platform(anchors) {
+        if let Some(size) = recorded.judge_platform(self.leaves_before(log), anchors) {
             found.anchors.add(not_in_force(size));
+        }
+        if self.platforms.last().is_some_and(|newest| newest.log_id != log.log_id) {
+            return Ok(());
         }
         let mut open = Problems::default();
         for (event, what) in &recorded.open {
@@ -321,8 +347,12 @@ impl Verification {
     }
 
     fn expected_origin(&self, log: &LogName) -> Option<String> {
-        let platform = self.platform_origin.as_ref()?;
-        Some(log.tenant.as_ref().map_or_else(|| platform.clone(), |tenant| name::tenant_origin(platform, tenant)))
+        let (log_name, _) = name::split_incarnation(self.platform_origin.as_ref()?);
+        let platform = name::incarnation_origin(log_name, log.incarnation);
+        Some(match &log.tenant {
+            Some(tenant) => name::tenant_origin(&platform, tenant),
+            None => platform,
+        })
     }
 
     /// Finds out what the suspects are, and holds all events against all leaves where all logs are verified.
@@ -376,8 +406,15 @@ impl Verification {
     /// What is wrong with the list of logs.
     fn problem_of_logs(&self, verified: &[Verified], recorded: &Recorded) -> Result<Option<String>> {
         let mut problems = Problems::default();
-        if self.platform.is_none() && !verified.is_empty() {
-            problems.add("the platform log is gone".into());
+        let newest = verified.iter().map(|this| this.log.incarnation).max().unwrap_or_default();
+        for incarnation in 1..=newest {
+            if self.platforms.iter().all(|platform| platform.incarnation != incarnation) {
+                let which = if newest == 1 { String::new() } else { format!(" of incarnation {incarnation}") };
+                problems.add(format!("the platform log{which} is gone"));
+            }
+        }
+        if newest > 1 {
+            self.judge_beginnings(verified, &mut problems)?;
         }
         for Verified { log, .. } in verified {
             if let Some(expected) = self.expected_origin(log).filter(|expected| *expected != log.origin) {
@@ -425,6 +462,57 @@ impl Verification {
         Ok(problems.text())
     }
 
+    /// What begins a platform log of a later incarnation must name truly the one before.
+    fn judge_beginnings(&self, verified: &[Verified], problems: &mut Problems) -> Result<()> {
+        let rows = self.view.rows(
+            "SELECT l.log_id, e.body,
+                    l.size = 0 OR e.key = pg_catalog.substring(COALESCE(t.event_keys, l.open_keys), 1, 12)
+               FROM agd.log l
+                    LEFT JOIN agd.tile t ON t.log_id = l.log_id AND t.level = 0 AND t.tile_index = 0
+                    LEFT JOIN LATERAL (
+                      SELECT e.body, pg_catalog.int8send(e.xact_id::text::bigint) || pg_catalog.int4send(e.n) AS key
+                        FROM agd.event e WHERE e.xact_id = l.opened_by AND e.action = 'INCARNATION'
+                       ORDER BY e.n LIMIT 1) e ON true
+              WHERE l.tenant IS NULL AND l.incarnation > 1",
+        )?;
+        for row in rows {
+            let Ok([Some(log_id), body, is_first]) = <[Option<String>; 3]>::try_from(row) else { continue };
+            let of = |wanted: &dyn Fn(&LogName) -> bool| {
+                verified.iter().find(|this| this.log.tenant.is_none() && wanted(&this.log))
+            };
+            let Some(this) = of(&|log| log.log_id.to_string() == log_id) else { continue };
+            let Some(before) = of(&|log| log.incarnation + 1 == this.log.incarnation) else { continue };
+            let (origin, Verified { log, found, .. }) = (&this.log.origin, before);
+            let Some(body) = body else {
+                problems.add(format!("the event that begins {origin} is missing"));
+                continue;
+            };
+            if is_first.as_deref() != Some("t") {
+                problems.add(format!("leaf 0 of {origin} is not the event that begins it"));
+            }
+            match Incarnation::parse(&body) {
+                Err(problem) => problems.add(format!("the event that begins {origin} cannot be read: {problem}")),
+                Ok(Incarnation { closed, .. }) if closed.origin != log.origin || closed.size != log.size => {
+                    problems.add(format!(
+                        "the event that begins {origin} says that {} ended at size {}, and {} has size {}",
+                        closed.origin, closed.size, log.origin, log.size
+                    ));
+                }
+                // Where the log itself does not hold, that is its own finding.
+                Ok(Incarnation { closed, .. })
+                    if found.end.size == log.size && Some(closed.root) != found.end.root() =>
+                {
+                    problems.add(format!(
+                        "the event that begins {origin} says that {} ended with another root than it has",
+                        closed.origin
+                    ));
+                }
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Leaves word for the next verification.
     fn remember(
         &self,
@@ -443,7 +531,7 @@ impl Verification {
         let complete = self
             .sequencer
             .as_ref()
-            .zip(self.platform.as_ref())
+            .zip(self.platforms.last())
             .and_then(|(sequencer, platform)| {
                 let complete =
                     Complete { integrated: sequencer.integrated.clone()?, guard_state: sequencer.guard_state? };
@@ -479,8 +567,8 @@ impl Verification {
         complete: Option<(complete::Outcome, Option<String>)>,
     ) -> Vec<Check> {
         // As the logs are listed everywhere: the platform's last.
-        let has_platform = verified.first().is_some_and(|this| this.log.tenant.is_none());
-        verified.rotate_left(usize::from(has_platform));
+        let platforms = verified.iter().take_while(|this| this.log.tenant.is_none()).count();
+        verified.rotate_left(platforms);
         let mut checks = Vec::new();
         for Verified { log, found, platform, guards } in &verified {
             let origin = log.origin.as_str();

@@ -6,6 +6,9 @@
 //! writes an anchor records the event in the same transaction, and the next pass makes it a leaf: the newest events may still
 //! wait for integration.
 //!
+//! Where there were several incarnations, their platform logs are read as one, each behind the one before: what a pass
+//! recorded when a log was closed stands in its successor.
+//!
 //! A leaf whose event is missing or was changed is its own finding: it could have been any guard state, but it is no
 //! checkpoint.
 
@@ -27,6 +30,8 @@ struct Sent {
 pub struct Recorded {
     /// Only this log's checkpoints are kept.
     only: Option<String>,
+    /// Leaves of the platform logs before the one that is read.
+    before: u64,
     checkpoints: HashMap<String, HashMap<u64, Sent>>,
     states: History,
     /// GUARD.STATE events seen.
@@ -51,6 +56,11 @@ impl Recorded {
         Recorded { only: only.map(str::to_owned), states, ..Self::default() }
     }
 
+    /// The next platform log begins, behind so many leaves of others.
+    pub fn begin_log(&mut self, before: u64) {
+        self.before = before;
+    }
+
     /// An event of the platform log. `leaf` None: it waits for integration.
     pub fn see(&mut self, leaf: Option<u64>, key: EventKey, action: &str, body: &str) {
         match action {
@@ -65,10 +75,13 @@ impl Recorded {
                 self.seen_states += 1;
                 match guard_state::parse(body) {
                     Some((digest, open)) => {
-                        self.states.add(leaf, key.xact_id, digest);
+                        self.states.add(leaf.map(|leaf| leaf + self.before), key.xact_id, digest);
                         self.open.extend(open.map(|what| (key, what.to_owned())));
                     }
-                    None => self.states.add_unknown(leaf.unwrap_or(u64::MAX), key.xact_id),
+                    None => {
+                        let leaf = leaf.map_or(u64::MAX, |leaf| leaf + self.before);
+                        self.states.add_unknown(leaf, key.xact_id);
+                    }
                 }
             }
             _ => {}
@@ -77,7 +90,7 @@ impl Recorded {
 
     /// A leaf of the platform log whose event is missing or was changed.
     pub fn damaged(&mut self, leaf: u64, key: EventKey) {
-        self.states.add_unknown(leaf, key.xact_id);
+        self.states.add_unknown(leaf + self.before, key.xact_id);
     }
 
     /// Everything was seen.
@@ -140,8 +153,10 @@ impl Recorded {
         self.states.may_end_with(guard_state)
     }
 
-    /// The first of the platform log's own anchors, sizes growing, whose guard state was not in force.
-    pub fn judge_platform(&self, anchors: &[Anchor]) -> Option<u64> {
-        self.states.first_misplaced(anchors.iter().map(|anchor| (anchor.size, &anchor.guard_state)))
+    /// The first of a platform log's own anchors, sizes growing, whose guard state was not in force. `before`: as in
+    /// [`Recorded::begin_log`].
+    pub fn judge_platform(&self, before: u64, anchors: &[Anchor]) -> Option<u64> {
+        let anchors = anchors.iter().map(|anchor| (anchor.size + before, &anchor.guard_state));
+        self.states.first_misplaced(anchors).map(|size| size - before)
     }
 }

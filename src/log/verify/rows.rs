@@ -146,6 +146,8 @@ pub struct LogName {
     pub tenant: Option<String>,
     /// Leaves.
     pub size: u64,
+    /// Which incarnation of the database's logs it belongs to.
+    pub incarnation: u32,
 }
 
 struct LogColumns {
@@ -158,6 +160,7 @@ struct LogColumns {
     open_first_stamp: usize,
     open_last_stamp: usize,
     open_since: usize,
+    incarnation: usize,
 }
 
 /// Reads agd.log.
@@ -187,6 +190,7 @@ impl Logs {
                 open_first_stamp: column(table, c"open_first_stamp")?,
                 open_last_stamp: column(table, c"open_last_stamp")?,
                 open_since: column(table, c"open_since")?,
+                incarnation: column(table, c"incarnation")?,
             },
             row: Columns::default(),
             scratch: Scratch::new(),
@@ -203,10 +207,11 @@ impl Logs {
             origin: string(self.at.origin)?.unwrap_or_default(),
             tenant: string(self.at.tenant)?,
             size: number(&self.row, self.at.size) as u64,
+            incarnation: number(&self.row, self.at.incarnation) as u32,
         })
     }
 
-    /// All logs; tenants' first, by name, then the platform's.
+    /// All logs; tenants' first, by name, then the platform's; each by incarnation.
     pub fn all(&mut self) -> Result<Vec<LogName>> {
         let mut names = Vec::new();
         while let Some(tuple) = self.by_tenant.next() {
@@ -221,7 +226,7 @@ impl Logs {
         self.by_id.aim(&[pg_sys::Datum::from(log_id)]);
         let Some(tuple) = self.by_id.next() else { return Ok(None) };
         self.row.deform(tuple, self.by_id.descriptor());
-        let LogName { log_id, origin, tenant, size } = self.name()?;
+        let LogName { log_id, origin, tenant, size, .. } = self.name()?;
         let stamp = |column| self.row.get(column).map(|value| value.value() as i64);
         // SAFETY: both columns are bytea.
         let (open_tiles, open_keys) = unsafe {

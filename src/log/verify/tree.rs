@@ -108,6 +108,13 @@ pub struct Verified {
     pub nodes: Vec<Hash>,
 }
 
+impl Verified {
+    /// The root over them; None where the range is not one of so many leaves.
+    pub fn root(&self) -> Option<Hash> {
+        CompactRange::from_parts(self.size, self.nodes.clone()).ok().map(|range| range.root())
+    }
+}
+
 /// Who else wants to know of a log's leaves and anchors, from one of them on.
 pub struct Listeners<'a> {
     /// The first leaf they want to know of.

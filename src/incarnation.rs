@@ -1,0 +1,156 @@
+//! What happens when published history is lost: the record closes, and its logs begin anew.
+//!
+//! Owns `agd.report_divergence()`, which `agd publish` calls, and `agd.new_incarnation()`. Promises that the record closes
+//! only for a checkpoint that it does not have, as far as its own trees can tell; that the first leaf of a new incarnation's
+//! platform log commits to that checkpoint, to the platform log that was closed and to the reason; and that every leaf of
+//! the closed logs stays where it is, under an anchor. Never writes an entry into a closed log, and never takes one out.
+//!
+//! Incarnations are numbered from 1. The logs of the newest are open, those of the others closed. Events that no log has yet
+//! when one is closed go into its successor.
+#![allow(unsafe_code)] // is called by the function manager as it is
+
+use crate::error::{self, Error, Result};
+use crate::event::{self, MAX_CAUSE_BYTES, Record};
+use crate::fmgr::{argument, c_function};
+use crate::log::prove::{root_at, signed_checkpoint};
+use crate::log::storage::{self, corrupted};
+use crate::log::stored::{Anchor, Stored};
+use crate::{backend, home};
+use agd_core::{Checkpoint, Hash, Incarnation, name};
+use pgrx::pg_sys;
+
+c_function!(agd_report_divergence, pg_finfo_agd_report_divergence, answer_report);
+
+/// `agd.report_divergence(origin, tree_size, root_hash, note)`
+fn answer_report(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
+    // SAFETY: this is the call; agd.report_divergence(origin text, tree_size bigint, root_hash bytea, note text).
+    let (origin, size, root, note) = unsafe {
+        (
+            argument::<String>(call, 0),
+            argument::<i64>(call, 1),
+            argument::<Vec<u8>>(call, 2),
+            argument::<String>(call, 3),
+        )
+    };
+    report(origin, size, root, note.as_deref()).map(|()| pg_sys::Datum::from(0))
+}
+
+fn report(origin: Option<String>, size: Option<i64>, root: Option<Vec<u8>>, note: Option<&str>) -> Result<()> {
+    error::forbid_read_only(c"agd.report_divergence()");
+    let size = size.and_then(|size| u64::try_from(size).ok()).filter(|size| *size > 0);
+    let root = root.and_then(|root| Hash::try_from(root).ok());
+    let (Some(origin), Some(size), Some(root)) = (origin, size, root) else {
+        return Err(Error::BadArgument {
+            message: "origin, a tree_size above 0 and a root_hash of 32 bytes must be given".into(),
+            hint: "agd publish calls this function, with the newest checkpoint in its store.".into(),
+        });
+    };
+    if note.is_some_and(|note| signed_checkpoint(note, &origin, &Anchor { size, root }).is_none()) {
+        return Err(Error::BadArgument {
+            message: format!("the note is not a signed checkpoint of {origin} at size {size} with this root"),
+            hint: "It is the file checkpoint of that log in the store.".into(),
+        });
+    }
+    let held = home::hold_alone()?;
+    let stored = Stored::latest()?;
+    let newest = stored.heads_of(None)?.first().map_or(1, |platform| platform.incarnation);
+    let head = stored.head_by_origin(&origin)?.ok_or_else(|| storage::no_such_log(&origin))?;
+    if head.incarnation != newest {
+        return Err(Error::BadArgument {
+            message: format!("the log {origin} is closed: nothing continues it here"),
+            hint:
+                "Publish the logs of the newest incarnation: SELECT DISTINCT origin FROM agd.anchors WHERE NOT closed."
+                    .into(),
+        });
+    }
+    if size <= head.size && root_at(&stored, &head, size)? == root {
+        return Err(Error::BadArgument {
+            message: format!("the log {origin} has this root at size {size}: nothing was lost"),
+            hint: "Run agd publish again: the log continues what was published.".into(),
+        });
+    }
+    let published = Checkpoint { origin, size, root };
+    match held.diverged()? {
+        // What the platform log says covers the tenants' logs, and a larger size what a smaller one says.
+        Some(known) if head.tenant.is_some() || known.origin == published.origin && known.size >= size => Ok(()),
+        _ => held.close(&published),
+    }
+}
+
+c_function!(agd_new_incarnation, pg_finfo_agd_new_incarnation, answer_begin);
+
+/// `agd.new_incarnation(reason)`
+fn answer_begin(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
+    // SAFETY: this is the call; agd.new_incarnation(reason text).
+    let reason = unsafe { argument::<String>(call, 0) };
+    begin(reason.as_deref()).map(|()| pg_sys::Datum::from(0))
+}
+
+fn begin(reason: Option<&str>) -> Result<()> {
+    error::forbid_read_only(c"agd.new_incarnation()");
+    let reason = reason.map(str::trim).filter(|reason| !reason.is_empty()).ok_or_else(|| Error::BadArgument {
+        message: "a reason must be given".into(),
+        hint:
+            "It is recorded for good: SELECT agd.new_incarnation('the disk of db1 was lost, last backup of Tuesday')."
+                .into(),
+    })?;
+    if reason.len() > MAX_CAUSE_BYTES {
+        return Err(Error::BadArgument {
+            message: format!("a reason of {} bytes is too long", reason.len()),
+            hint: format!("At most {MAX_CAUSE_BYTES} bytes."),
+        });
+    }
+    let held = home::hold_alone()?;
+    let published = held.diverged()?.ok_or_else(|| Error::WrongState {
+        message: "the record is open: there is nothing that a new incarnation would be for".into(),
+        hint: "It closes when agd publish finds that published history is not in it.".into(),
+    })?;
+    must_come_first()?;
+
+    storage::lock_sequencer()?;
+    let platform = storage::platform_log()?;
+    let (log_name, _) = name::split_incarnation(&platform.origin);
+    let incarnation = platform.incarnation + 1;
+    let next = name::incarnation_origin(log_name, incarnation.cast_unsigned());
+    let closed = Checkpoint { origin: platform.origin.clone(), size: platform.tree.size(), root: platform.tree.root() };
+    let tails = anchor_tails(platform.incarnation)?;
+
+    held.open(&next)?;
+    storage::create_log(&next, None, incarnation, Some(held.base() + backend::transaction_id()))?;
+    // The sequencer makes the first event of this transaction leaf 0.
+    let body = Incarnation { published, closed, reason: reason.to_owned() }.to_string();
+    event::insert(&Record { body: Some(&body), ..Record::of("INCARNATION") })?;
+    for checkpoint in tails {
+        event::insert(&Record { body: Some(&checkpoint.to_string()), ..Record::of("CHECKPOINT") })?;
+    }
+    Ok(())
+}
+
+/// Its event is the transaction's first, its number is above those of all passes before, and it sees what they left.
+fn must_come_first() -> Result<()> {
+    // SAFETY: reads the transaction's isolation level.
+    let read_committed = unsafe { pg_sys::XactIsoLevel } == pg_sys::XACT_READ_COMMITTED as std::ffi::c_int;
+    if read_committed && backend::transaction_id_if_any().is_none() {
+        return Ok(());
+    }
+    Err(Error::WrongState {
+        message: "agd.new_incarnation() must be the first of its transaction to write, and that READ COMMITTED".into(),
+        hint: "Call it alone: SELECT agd.new_incarnation('why').".into(),
+    })
+}
+
+/// Anchors the leaves of an incarnation's logs that no anchor covers yet. Returns the tenants' checkpoints.
+fn anchor_tails(incarnation: i32) -> Result<Vec<Checkpoint>> {
+    let guard_state = storage::integrated()?.guard_state;
+    let mut tails = Vec::new();
+    for mut log in storage::logs_of(incarnation)?.into_iter().filter(|log| log.open_since.is_some()) {
+        let guard_state =
+            guard_state.as_deref().ok_or_else(|| corrupted("the sequencer's row has lost its guard state"))?;
+        let root = log.anchor(guard_state, backend::now())?;
+        log.save()?;
+        if log.tenant.is_some() {
+            tails.push(Checkpoint { origin: log.origin.clone(), size: log.tree.size(), root });
+        }
+    }
+    Ok(tails)
+}
