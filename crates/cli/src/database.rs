@@ -1,6 +1,6 @@
 //! The database, through libpq's protocol, as a member of `agd_publisher`.
 //!
-//! Owns the connection and the four statements the publisher needs. Every name in them is schema-qualified and the
+//! Owns the connection and the five statements the publisher needs. Every name in them is schema-qualified and the
 //! session's search_path is empty, so that nothing a schema owner plants is ever called. Statements are unnamed, so that
 //! a transaction pooler in between does no harm. It never reports the connection string.
 
@@ -84,12 +84,20 @@ impl Source for Database {
         let rows = self
             .client
             .query_typed(
-                "SELECT a.origin, a.tenant, pg_catalog.max(a.tree_size) FROM agd.anchors AS a GROUP BY 1, 2",
+                "SELECT a.origin, a.tenant, pg_catalog.max(a.tree_size), pg_catalog.bool_or(a.closed) \
+                 FROM agd.anchors AS a GROUP BY 1, 2",
                 &[],
             )
             .map_err(|error| fail(WHAT, &error))?;
         rows.iter()
-            .map(|row| Ok(LogHead { origin: row.try_get(0)?, tenant: row.try_get(1)?, tree_size: row.try_get(2)? }))
+            .map(|row| {
+                Ok(LogHead {
+                    origin: row.try_get(0)?,
+                    tenant: row.try_get(1)?,
+                    tree_size: row.try_get(2)?,
+                    closed: row.try_get(3)?,
+                })
+            })
             .collect::<Result<_, _>>()
             .map_err(|error| fail(WHAT, &error))
     }
@@ -153,6 +161,18 @@ impl Source for Database {
                     (&notes, Type::TEXT_ARRAY),
                     (&published_to, Type::TEXT),
                 ],
+            )
+            .map(|_| ())
+            .map_err(|error| fail(WHAT, &error))
+    }
+
+    fn report_divergence(&mut self, origin: &str, newest: &Receipt) -> Result<(), SourceError> {
+        const WHAT: &str = "report what was published (agd.report_divergence)";
+        let (size, root, note) = (newest.tree_size, newest.root.as_slice(), newest.note.as_str());
+        self.client
+            .query_typed(
+                "SELECT agd.report_divergence($1, $2, $3, $4)",
+                &[(&origin, Type::TEXT), (&size, Type::INT8), (&root, Type::BYTEA), (&note, Type::TEXT)],
             )
             .map(|_| ())
             .map_err(|error| fail(WHAT, &error))

@@ -231,7 +231,8 @@ mod tests {
         };
         assert_eq!((tenant.name(), tenant.public_key()), ("a/t/x", a.public_key()));
         assert!(policy.keys_for("b/t/x").is_empty());
-        assert!(policy.keys_for("a/i2").is_empty());
+        assert_eq!(policy.keys_for("a/i2").len(), policy.keys_for("a").len());
+        assert!(policy.keys_for("a/i1").is_empty());
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! bundles, immutable checkpoints and, last, the newest one. Promises that no two checkpoints of a log that it signed
 //! contradict each other, whatever the database says and wherever the process dies; that a refused log gets nothing
 //! written in that piece of work; and that a run after a crash ends with the same files as a run without one. It never takes
-//! the published state from the database.
+//! the published state from the database; but it tells the database where its log is not what was published, so that
+//! nothing more is written there until somebody has decided how to go on.
 //!
 //! Tenants go first and the platform log last, at the size it had when the logs were listed: so every tenant checkpoint
 //! that the published platform log holds is backed by published tiles.
@@ -15,7 +16,7 @@ use std::convert::Infallible;
 
 use agd_core::bundle::MAX_ENTRY_LEN;
 use agd_core::note::MAX_NOTE_LEN;
-use agd_core::{Checkpoint, FullTile, Hash, SignedNote, SigningKey, TILE_WIDTH, TiledTree, bundle, leaf_hash};
+use agd_core::{Checkpoint, FullTile, Hash, SignedNote, SigningKey, TILE_WIDTH, TiledTree, bundle, leaf_hash, name};
 use thiserror::Error;
 
 use crate::key::LogKey;
@@ -98,6 +99,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether the database's log is not what was published: it is told so.
+    fn is_divergence(&self) -> bool {
+        matches!(self, Self::NotAContinuation { .. } | Self::Shrunk { .. })
+    }
+
     /// The log that was refused.
     pub fn origin(&self) -> &str {
         match self {
@@ -274,7 +280,8 @@ impl Publisher {
             let platform_last = a.tenant.is_none().cmp(&b.tenant.is_none());
             platform_last.then_with(|| a.origin.cmp(&b.origin))
         });
-        for head in &heads {
+        let mut unreported = Vec::new();
+        for head in heads.iter().filter(|head| !head.closed) {
             if head.tenant.is_none() && !round.failures.is_empty() {
                 break;
             }
@@ -283,7 +290,14 @@ impl Publisher {
                 Err(error) => {
                     self.known.remove(&head.origin);
                     match error {
-                        LogError::Refused(refusal) => round.refusals.push(refusal),
+                        LogError::Refused(refusal) => {
+                            if refusal.is_divergence()
+                                && let Err(failure) = self.report(source, &head.origin)
+                            {
+                                unreported.push((Some(head.origin.clone()), failure));
+                            }
+                            round.refusals.push(refusal);
+                        }
                         LogError::Failed(failure) => {
                             let lost = matches!(failure, Failure::Source(_)) && source.is_closed();
                             round.failures.push((Some(head.origin.clone()), failure));
@@ -295,6 +309,7 @@ impl Publisher {
                 }
             }
         }
+        round.failures.append(&mut unreported);
         match self.vanished(&heads) {
             Ok(vanished) => round.refusals.extend(vanished),
             Err(error) => round.failures.push((None, Failure::Store(error))),
@@ -302,23 +317,51 @@ impl Publisher {
         round
     }
 
-    /// Published logs of this key that the database does not have.
+    /// Tells the database what the newest checkpoint of a log is, however far its publication came.
+    fn report(&self, source: &mut dyn Source, origin: &str) -> Result<(), Failure> {
+        let signer = self.key.signer(origin).map_err(|error| Failure::Key(error.to_string()))?;
+        let names = self.store.reader().list(&format!("{origin}/{}", store::CHECKPOINTS)).map_err(Failure::Store)?;
+        let sizes = names.iter().flatten().filter_map(|listed| store::parse_checkpoint_name(&listed.name));
+        let Some(size) = sizes.max() else { return Ok(()) };
+        match self.stored_at(origin, size, &signer) {
+            Ok(Some(Stored { checkpoint, note })) => {
+                let tree_size = i64::try_from(size).unwrap_or(i64::MAX);
+                Ok(source.report_divergence(origin, &Receipt { tree_size, root: checkpoint.root, note })?)
+            }
+            Err(LogError::Failed(failure)) => Err(failure),
+            // What cannot be read as a checkpoint is no evidence of anything, and another refusal.
+            Ok(None) | Err(LogError::Refused(_)) => Ok(()),
+        }
+    }
+
+    /// Published logs of this key that the database does not have; where it has begun a new incarnation, those of the ones
+    /// before do not matter any more.
     fn vanished(&self, heads: &[LogHead]) -> Result<Vec<Refusal>, StoreError> {
         let present: HashSet<&str> = heads.iter().map(|head| head.origin.as_str()).collect();
-        let platform = self.key.name();
+        let closed = heads.iter().filter(|head| head.closed && head.tenant.is_none());
+        let closed = closed.map(|head| name::split_incarnation(&head.origin).1).max().unwrap_or_default();
+        let (log_name, own) = name::split_incarnation(self.key.name());
         let reader = self.store.reader();
-        let tenants = reader.list(&format!("{platform}/t"))?.unwrap_or_default();
-        let tenants = tenants.iter().map(|listed| agd_core::name::tenant_origin(platform, &listed.name));
+        let later = reader.list(log_name)?.unwrap_or_default();
+        let later = later.iter().map(|listed| format!("{log_name}/{}", listed.name));
         let mut vanished = Vec::new();
-        for origin in std::iter::once(platform.to_owned()).chain(tenants) {
-            if present.contains(origin.as_str()) || !speaks_for(platform, &origin) {
+        for platform in std::iter::once(log_name.to_owned()).chain(later) {
+            let (name_of_log, incarnation) = name::split_incarnation(&platform);
+            if name_of_log != log_name || incarnation <= closed || incarnation < own {
                 continue;
             }
-            let names = reader.list(&format!("{origin}/{}", store::CHECKPOINTS))?;
-            let sizes = names.iter().flatten();
-            let newest = sizes.filter_map(|listed| store::parse_checkpoint_name(&listed.name)).max();
-            if let Some(published) = newest {
-                vanished.push(Refusal::Vanished { origin, published });
+            let tenants = reader.list(&format!("{platform}/t"))?.unwrap_or_default();
+            let tenants = tenants.iter().map(|listed| name::tenant_origin(&platform, &listed.name));
+            for origin in std::iter::once(platform.clone()).chain(tenants) {
+                if present.contains(origin.as_str()) || !speaks_for(self.key.name(), &origin) {
+                    continue;
+                }
+                let names = reader.list(&format!("{origin}/{}", store::CHECKPOINTS))?;
+                let sizes = names.iter().flatten();
+                let newest = sizes.filter_map(|listed| store::parse_checkpoint_name(&listed.name)).max();
+                if let Some(published) = newest {
+                    vanished.push(Refusal::Vanished { origin, published });
+                }
             }
         }
         Ok(vanished)

@@ -27,6 +27,8 @@ pub struct LogHead {
     pub tenant: Option<String>,
     /// Size of its newest anchor, in leaves.
     pub tree_size: i64,
+    /// It belongs to an earlier incarnation of the database's logs: nothing continues it.
+    pub closed: bool,
 }
 
 /// One anchor of a log as the database has it.
@@ -83,6 +85,12 @@ pub trait Source {
         published: &[Receipt],
         published_to: &str,
     ) -> Result<(), SourceError>;
+
+    /// Tells the database that this checkpoint of a log was published and that the log does not continue it.
+    ///
+    /// # Errors
+    /// [`SourceError`]; also when the database finds that the log does.
+    fn report_divergence(&mut self, origin: &str, newest: &Receipt) -> Result<(), SourceError>;
 
     /// Whether the connection is lost, so that nothing more can be asked.
     fn is_closed(&self) -> bool {

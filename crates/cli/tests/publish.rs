@@ -155,7 +155,23 @@ fn refused(tamper: impl FnOnce(&mut FakeDatabase)) -> Refusal {
             .collect()
     };
     assert_eq!(of(files(dir.path())), of(before), "nothing was written for this log");
-    // A second attempt is refused as well.
+    // Where its log is not what was published, the database is told, once a round, and the newest checkpoint alone.
+    let diverged = matches!(refusal, Refusal::NotAContinuation { .. } | Refusal::Shrunk { .. });
+    let told: Vec<_> = std::mem::take(&mut database.reported);
+    assert_eq!(told.len(), usize::from(diverged));
+    for (origin, newest) in told {
+        assert_eq!(origin, refusal.origin());
+        let published = String::from_utf8(files(dir.path())[&store::newest_path(&origin)].clone()).unwrap();
+        assert_eq!(newest.note, published);
+        let checkpoint = agd_core::Checkpoint::parse(SignedNote::parse(&published).unwrap().text()).unwrap();
+        assert_eq!((newest.tree_size as u64, newest.root), (checkpoint.size, checkpoint.root));
+    }
+    // A second attempt is refused as well, whether the database can be told or not.
+    database.reports_left = Some(0);
+    let second = publish(dir.path(), &mut database);
+    assert_eq!((second.exit_code(), second.failures.len()), (1, usize::from(diverged)));
+    assert_eq!(second.refusals, round.refusals);
+    database.reports_left = None;
     assert_eq!(publish(dir.path(), &mut database).refusals, round.refusals);
     refusal.clone()
 }
@@ -257,7 +273,7 @@ fn another_databases_log_is_refused() {
     let mut database = FakeDatabase::new();
     database.write(None, 3);
     let log = database.logs.remove(PLATFORM).unwrap();
-    for origin in ["agd-2/app", "agd-1/app/i2", "agd-1/app/t/a/b", "../x"] {
+    for origin in ["agd-2/app", "agd-2/app/i2", "agd-1/app/i1", "agd-1/app/t/a/b", "../x"] {
         database.logs.clear();
         database.logs.insert(origin.to_owned(), log.clone());
         let round = publish(dir.path(), &mut database);

@@ -11,7 +11,7 @@ use agd_cli::key::LogKey;
 use agd_cli::policy::Policy;
 use agd_cli::report;
 use agd_cli::store::{Writer, checkpoint_path};
-use agd_core::bundle;
+use agd_core::{Checkpoint, Incarnation, SignedNote, bundle};
 use common::*;
 use proptest::prelude::*;
 use zeroize::Zeroizing;
@@ -465,9 +465,9 @@ fn tiles_without_a_checkpoint_are_not_called_good() {
 }
 
 #[test]
-fn later_incarnations_are_not_called_good() {
+fn an_origin_that_nothing_writes_is_not_called_good() {
     let (dir, _) = sample();
-    let folder = dir.path().join(PLATFORM).join("i2");
+    let folder = dir.path().join(PLATFORM).join("i1");
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("checkpoint"), "x").unwrap();
     assert_eq!(verify(dir.path()).exit_code(), 2);
@@ -521,4 +521,114 @@ proptest! {
 fn shared() -> (&'static Path, ()) {
     static STORE: std::sync::OnceLock<tempfile::TempDir> = std::sync::OnceLock::new();
     (STORE.get_or_init(|| sample().0).path(), ())
+}
+
+/// The newest checkpoint of a log in a store.
+fn newest(root: &Path, origin: &str) -> Checkpoint {
+    let note = SignedNote::parse(std::fs::read(root.join(origin).join("checkpoint")).unwrap().as_slice()).unwrap();
+    Checkpoint::parse(note.text()).unwrap()
+}
+
+/// What a database says that was put back before everything in the store, and had gone on a little.
+fn lost(root: &Path, origin: &str) -> Incarnation {
+    let closed = Checkpoint { origin: PLATFORM.to_owned(), size: 2, root: [2; 32] };
+    Incarnation { published: newest(root, origin), closed, reason: "the disk was lost".to_owned() }
+}
+
+#[test]
+fn a_later_incarnation_continues_what_is_published() {
+    let (dir, mut database) = sample();
+    let before = files(dir.path());
+    // The closed logs are no matter any more: they may have become anything.
+    for log in database.logs.values_mut() {
+        log.entries.truncate(2);
+        log.anchors = BTreeMap::from([(1, [1; 32]), (2, [2; 32])]);
+    }
+    let second = database.begin_incarnation(&lost(dir.path(), PLATFORM));
+    assert_eq!(second, "agd-1/app/i2");
+    let round = publish(dir.path(), &mut database);
+    assert_eq!((round.exit_code(), &round.refusals[..]), (0, &[][..]));
+    let mut after = files(dir.path());
+    after.retain(|name, _| !name.starts_with("agd-1/app/i2/"));
+    assert_eq!(after, before, "what was published stays as it is");
+    let report = verify(dir.path());
+    assert_eq!(report.exit_code(), 0, "{:?}", findings(&report));
+    assert_eq!(report.logs.iter().filter(|log| log.origin == second).count(), 1);
+
+    // A third, after the second.
+    let continued = newest(dir.path(), &second);
+    let closed = Checkpoint { origin: second.clone(), size: 1, root: [3; 32] };
+    let third = database.begin_incarnation(&Incarnation { published: continued, closed, reason: "again".to_owned() });
+    assert_eq!(publish(dir.path(), &mut database).exit_code(), 0);
+    let report = verify(dir.path());
+    assert_eq!(report.exit_code(), 0, "{:?}", findings(&report));
+    std::fs::remove_dir_all(dir.path().join(&second)).unwrap();
+    names(dir.path(), &format!("{third}/checkpoint"));
+}
+
+#[test]
+fn an_incarnation_that_continues_something_else_is_false() {
+    let acme = tenant_origin("acme");
+    type Change = fn(&mut Incarnation);
+    let changes: [(&str, Change); 9] = [
+        (PLATFORM, |body| body.published.size -= 1),
+        (PLATFORM, |body| body.published.size += 1),
+        (PLATFORM, |body| body.published.root = [5; 32]),
+        (PLATFORM, |body| body.published.origin = "agd-1/app/t/beta".to_owned()),
+        (PLATFORM, |body| body.published.origin = "agd-1/app/t/gamma".to_owned()),
+        (&acme, |body| body.published.size -= 1),
+        (&acme, |body| body.published.root = [5; 32]),
+        // The platform log was not lost, and yet shorter than what is published of it, or another.
+        (&acme, |_| {}),
+        (&acme, |body| body.closed.size = u64::MAX),
+    ];
+    for (number, (origin, change)) in changes.iter().enumerate() {
+        let (dir, mut database) = sample();
+        let mut body = lost(dir.path(), origin);
+        change(&mut body);
+        let second = database.begin_incarnation(&body);
+        assert_eq!(publish(dir.path(), &mut database).exit_code(), 0);
+        if body.closed.size == u64::MAX {
+            let report = verify(dir.path());
+            assert_eq!(report.exit_code(), 0, "{:?}", findings(&report));
+        } else {
+            let report = verify(dir.path());
+            let findings = findings(&report);
+            assert_eq!(report.exit_code(), 1, "{number}");
+            assert!(findings.iter().all(|(file, _)| *file == format!("{second}/checkpoint")), "{number}: {findings:?}");
+            assert!(findings.iter().any(|(_, text)| text.contains("entry 0")), "{number}: {findings:?}");
+        }
+    }
+}
+
+#[test]
+fn what_begins_an_incarnation_is_its_first_entry_and_stands_nowhere_else() {
+    let change = |change: &dyn Fn(&mut FakeLog, Vec<u8>)| {
+        let (dir, mut database) = sample();
+        let body = lost(dir.path(), PLATFORM);
+        let second = database.begin_incarnation(&body);
+        let beginning = entry(88_888, 1, None, "INCARNATION", Some(&body.to_string()));
+        change(database.log(&second), beginning);
+        database.log(&second).anchors.clear();
+        database.anchor_alone(&second);
+        assert_eq!(publish(dir.path(), &mut database).exit_code(), 0);
+        let report = verify(dir.path());
+        assert_eq!(report.exit_code(), 1);
+        findings(&report).into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("\n")
+    };
+    let first = change(&|log, _| drop(log.entries.remove(0)));
+    assert!(first.contains("entry 0: is CHECKPOINT"), "{first}");
+    let unreadable = change(&|log, _| log.entries[0] = entry(77_777, 1, None, "INCARNATION", Some("x")));
+    assert!(unreadable.contains("entry 0: does not say what the log continues"), "{unreadable}");
+    let twice = change(&|log, beginning| log.entries.push(beginning));
+    assert!(twice.contains("entry 3: begins an incarnation where none begins"), "{twice}");
+
+    // In the first incarnation there is none at all.
+    let (dir, mut database) = sample();
+    let body = lost(dir.path(), PLATFORM).to_string();
+    database.log(PLATFORM).entries.push(entry(88_888, 1, None, "INCARNATION", Some(&body)));
+    database.anchor(PLATFORM);
+    assert_eq!(publish(dir.path(), &mut database).exit_code(), 0);
+    let report = verify(dir.path());
+    assert!(findings(&report).iter().any(|(_, text)| text.contains("begins an incarnation where none begins")));
 }

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use agd_core::tile::partial_width;
 use agd_core::{
-    Checkpoint, EntryError, EventId, FullTile, HASH_SIZE, Hash, OwnedEntry, SignedNote, TILE_WIDTH, TileCoord,
-    TiledTree, VerifierKey, entry, leaf_hash, note,
+    Checkpoint, EntryError, EventId, FullTile, HASH_SIZE, Hash, Incarnation, OwnedEntry, SignedNote, TILE_WIDTH,
+    TileCoord, TiledTree, VerifierKey, entry, leaf_hash, name, note,
 };
 
 use super::event_ids::EventIds;
@@ -24,6 +24,9 @@ use crate::tiles::{self, Found, Piece, TileError};
 
 /// The action of an entry whose body is a tenant's checkpoint text.
 const CHECKPOINT_ACTION: &str = "CHECKPOINT";
+
+/// The action of the entry that begins a later incarnation's platform log.
+const INCARNATION_ACTION: &str = "INCARNATION";
 
 /// Checkpoints with a wrong root that are named one by one; the rest is counted.
 const NAMED_ROOTS: u64 = 3;
@@ -60,6 +63,10 @@ pub struct LogResult {
     pub size: u64,
     /// The root at that size.
     pub root: Option<Hash>,
+    /// The root that the newest checkpoint says, whatever the entries give.
+    pub signed_root: Option<Hash>,
+    /// What a later incarnation's platform log says that it continues.
+    pub continues: Option<Incarnation>,
     /// Entries that were read and checked.
     pub entries: u64,
     /// The sizes of all published checkpoints, ascending.
@@ -140,10 +147,11 @@ impl Bundle {
 impl Check<'_> {
     fn run(&mut self) {
         let (published, newest) = self.checkpoints();
-        let Some((&end, _)) = published.last_key_value() else {
+        let Some((&end, signed_root)) = published.last_key_value() else {
             self.nothing_published();
             return;
         };
+        self.result.signed_root = Some(*signed_root);
         self.result.published = published.keys().copied().collect();
         self.result.size = end;
         self.all_published(&published, end);
@@ -570,6 +578,26 @@ impl Check<'_> {
             Kind::Platform if entry.action == CHECKPOINT_ACTION => self.claim(entry, place),
             _ => {}
         }
+        if self.job.kind == Kind::Platform {
+            self.beginning(entry, place);
+        }
+    }
+
+    /// The first entry of a later incarnation's platform log, and no other one, says what the log continues.
+    fn beginning(&mut self, entry: &OwnedEntry, place: (&String, u64, u64)) {
+        let begins = place.1 == 0 && name::split_incarnation(self.job.origin).1 > 1;
+        match (begins, entry.action == INCARNATION_ACTION) {
+            (true, true) => match Incarnation::parse(entry.body.as_deref().unwrap_or_default()) {
+                Ok(continues) => self.result.continues = Some(continues),
+                Err(error) => self.wrong_entry(place, format!("does not say what the log continues: {error}")),
+            },
+            (true, false) => {
+                let text = format!("is {}, and not what says which log this one continues", entry.action);
+                self.wrong_entry(place, text);
+            }
+            (false, true) => self.wrong_entry(place, "begins an incarnation where none begins".to_owned()),
+            (false, false) => {}
+        }
     }
 
     fn claim(&mut self, entry: &OwnedEntry, place: (&String, u64, u64)) {
@@ -585,6 +613,8 @@ impl Check<'_> {
             Some(Kind::Tenant { platform, .. }) if platform == self.job.origin => {
                 self.result.claims.push(Claim { index: place.1, checkpoint });
             }
+            // What the database closed, which may be another history than what is published: nothing that is to be here.
+            Some(Kind::Tenant { platform, .. }) if is_earlier(platform, self.job.origin) => {}
             _ => {
                 let text = format!("{} is no tenant's log of this one", checkpoint.origin);
                 self.wrong_entry(place, text);
@@ -804,6 +834,13 @@ impl Check<'_> {
             self.result.notes.push(text.to_owned());
         }
     }
+}
+
+/// Is a platform log one of an earlier incarnation of another?
+fn is_earlier(platform: &str, than: &str) -> bool {
+    let ((log_name, incarnation), (other_name, other)) =
+        (name::split_incarnation(platform), name::split_incarnation(than));
+    log_name == other_name && incarnation < other
 }
 
 fn first_difference(a: &[u8], b: &[u8]) -> u64 {

@@ -1,7 +1,7 @@
 //! `agd verify`: everything a store says, proved from its files alone.
 //!
 //! Owns the order of work: find the logs, verify the platform logs, then the tenants' logs against what the platform logs
-//! say about them. Promises that nothing is called good that was not checked: without a policy, or with anything left
+//! say about them, then that each later incarnation continues what is here of the one before. Promises that nothing is called good that was not checked: without a policy, or with anything left
 //! unread, the verdict is "could not check". It never opens a database or a network connection, and nothing that lies in
 //! the store can make it panic.
 
@@ -14,8 +14,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use agd_core::{Incarnation, name};
+
 use crate::origin::Kind;
 use crate::policy::Policy;
+use crate::publish::hex;
 use crate::store::{Reader, StoreError};
 use crate::{EXIT_FALSE, EXIT_OK, EXIT_UNCHECKED};
 use log::{Claim, Job, LogResult};
@@ -159,6 +162,17 @@ pub fn run(reader: &Reader, policy: Option<&Policy>, progress: &AtomicU64) -> Re
             coverage,
         });
     }
+    for at in 0..platforms.len() {
+        let (origin, _) = platforms[at];
+        if let Some(problem) = broken_succession(origin, &platform_results[at], |log| {
+            let platform = platforms.iter().position(|(origin, _)| *origin == log).map(|at| &platform_results[at]);
+            platform.or_else(|| newest_of_tenant(&by_platform, log))
+        }) {
+            let file = crate::store::newest_path(origin);
+            let finding = findings::Finding { file, index: Some(0), offset: None, message: problem };
+            platform_results[at].findings.add(finding);
+        }
+    }
     for ((origin, _), result) in platforms.iter().zip(platform_results) {
         report.logs.push(LogReport { origin: (*origin).to_owned(), tenant: None, result, coverage: None });
         report.logs.extend(by_platform.remove(origin).unwrap_or_default());
@@ -176,6 +190,67 @@ pub fn run(reader: &Reader, policy: Option<&Policy>, progress: &AtomicU64) -> Re
         }
     }
     Ok(report)
+}
+
+fn newest_of_tenant<'a>(by_platform: &'a HashMap<&str, Vec<LogReport>>, log: &str) -> Option<&'a LogResult> {
+    by_platform.values().flatten().find(|report| report.origin == log).map(|report| &report.result)
+}
+
+/// Why a later incarnation's platform log does not continue what is published of the incarnation before it. `None`: it does,
+/// or it is a first one, or what it says could not be read and that is reported.
+///
+/// What it continues is the newest checkpoint that the database had lost. Where that is a tenant's, the platform log that
+/// the database closed must have been no shorter than the published one.
+fn broken_succession<'a>(
+    origin: &str,
+    result: &LogResult,
+    result_of: impl Fn(&str) -> Option<&'a LogResult>,
+) -> Option<String> {
+    let (log_name, incarnation) = name::split_incarnation(origin);
+    if incarnation < 2 {
+        return None;
+    }
+    let before = name::incarnation_origin(log_name, incarnation - 1);
+    let Some(Incarnation { published, closed, .. }) = &result.continues else {
+        let reported = result.findings.count() > 0 || !result.unchecked.is_empty();
+        return (!reported).then(|| "the log has no first entry that says which log it continues".to_owned());
+    };
+    if closed.origin != before {
+        return Some(format!("entry 0 says that the log continues {}, not {before}", closed.origin));
+    }
+    let newest = |log: &str| {
+        let result = result_of(log)?;
+        result.signed_root.map(|root| (result.size, root))
+    };
+    let Some((size, root)) = newest(&published.origin) else {
+        return Some(format!(
+            "entry 0 continues {} at size {}, of which this store has no checkpoint",
+            published.origin, published.size
+        ));
+    };
+    if (size, root) != (published.size, published.root) {
+        return Some(format!(
+            "entry 0 continues {} at size {} with root {}, but its newest checkpoint is of size {size} with root {}",
+            published.origin,
+            published.size,
+            hex(&published.root),
+            hex(&root)
+        ));
+    }
+    if published.origin == before {
+        return None;
+    }
+    match newest(&before) {
+        None => Some(format!("entry 0 continues {before}, of which this store has no checkpoint")),
+        Some((size, root)) if size > closed.size || size == closed.size && root != closed.root => Some(format!(
+            "entry 0 says that {before} was closed at size {} with root {}, but its newest checkpoint is of size {size} \
+             with root {}",
+            closed.size,
+            hex(&closed.root),
+            hex(&root)
+        )),
+        Some(_) => None,
+    }
 }
 
 /// Compares the published checkpoints of a tenant's log with the platform log's entries about it.

@@ -61,6 +61,9 @@ pub struct FakeDatabase {
     /// Calls of `entries` and `record_publication` that still work; `None`: all.
     pub entries_left: Option<u64>,
     pub records_left: Option<u64>,
+    pub reports_left: Option<u64>,
+    /// What was told to be published and not continued.
+    pub reported: Vec<(String, Receipt)>,
     pub entry_calls: u64,
 }
 
@@ -139,6 +142,31 @@ impl FakeDatabase {
         }
     }
 
+    /// Begins a new incarnation with this body in its first entry; returns the new platform log's origin. It has two
+    /// entries more: one that speaks of a closed tenant's log, and one of its own.
+    pub fn begin_incarnation(&mut self, body: &agd_core::Incarnation) -> String {
+        let (log_name, incarnation) = agd_core::name::split_incarnation(&body.closed.origin);
+        let origin = agd_core::name::incarnation_origin(log_name, incarnation + 1);
+        let tail = Checkpoint { origin: format!("{}/t/acme", body.closed.origin), size: 99_999, root: [9; 32] };
+        let entries =
+            [("INCARNATION", Some(body.to_string())), ("CHECKPOINT", Some(tail.to_string())), ("INSERT", None)];
+        for (action, body) in entries {
+            self.xact += 1;
+            let bytes = entry(self.xact, 1, None, action, body.as_deref());
+            self.logs.entry(origin.clone()).or_default().entries.push(bytes);
+        }
+        self.anchor_alone(&origin);
+        origin
+    }
+
+    /// Anchors a log's tail.
+    pub fn anchor_alone(&mut self, origin: &str) {
+        let log = self.log(origin);
+        let size = log.entries.len() as u64;
+        let root = log.root_at(size);
+        log.anchors.insert(size, root);
+    }
+
     pub fn log(&mut self, origin: &str) -> &mut FakeLog {
         self.logs.get_mut(origin).unwrap()
     }
@@ -156,11 +184,13 @@ fn spend(left: &mut Option<u64>, what: &'static str) -> Result<(), SourceError> 
 
 impl Source for FakeDatabase {
     fn logs(&mut self) -> Result<Vec<LogHead>, SourceError> {
+        let newest = self.logs.keys().map(|origin| incarnation_of(origin)).max().unwrap_or(1);
         let heads = self.logs.iter().filter_map(|(origin, log)| {
             Some(LogHead {
                 origin: origin.clone(),
                 tenant: log.tenant.clone(),
                 tree_size: *log.anchors.last_key_value()?.0 as i64,
+                closed: incarnation_of(origin) < newest,
             })
         });
         Ok(heads.collect())
@@ -202,6 +232,17 @@ impl Source for FakeDatabase {
         }
         Ok(())
     }
+
+    fn report_divergence(&mut self, origin: &str, newest: &Receipt) -> Result<(), SourceError> {
+        self.reported.push((origin.to_owned(), newest.clone()));
+        spend(&mut self.reports_left, "report what was published")
+    }
+}
+
+/// Which incarnation of its database's logs a log belongs to.
+fn incarnation_of(origin: &str) -> u32 {
+    let platform = origin.split_once("/t/").map_or(origin, |(platform, _)| platform);
+    agd_core::name::split_incarnation(platform).1
 }
 
 /// A disk on which only so many operations succeed. The one that fails may have been done by half.
