@@ -4,11 +4,12 @@
 use agd_core::{Checkpoint, Incarnation, entry};
 use agd_live_tests::proof::{anchors, expect_events_proven, inclusion};
 use agd_live_tests::record::{anchor, expect_verified, reconcile};
-use agd_live_tests::{Cluster, Stop, expect_hint, expect_sqlstate};
+use agd_live_tests::{Cluster, Stop, eventually, expect_hint, expect_sqlstate};
 use postgres::Client;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// Events wait for an anchor as long as a test runs: what is integrated is what a test asked for.
 const PATIENT: (&str, &str) = ("agd.anchor_max_age", "1h");
@@ -178,6 +179,15 @@ fn closed_log(client: &mut Client, origin: &str) -> Checkpoint {
 fn expect_whole(client: &mut Client) {
     anchor(client);
     expect_verified(client);
+    // Each log alone, from where it was verified last and in full.
+    for full_scan in [false, true] {
+        let alone = "SELECT l.origin, v.check_name, v.detail
+                       FROM agd.log l CROSS JOIN LATERAL agd.verify(l.origin, $1) v WHERE NOT v.ok";
+        let failed = client.query(alone, &[&full_scan]).unwrap();
+        let failed: Vec<(String, String, String)> =
+            failed.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+        assert!(failed.is_empty(), "{full_scan}: {failed:#?}");
+    }
     let proven = expect_events_proven(client, "true");
     assert_eq!(proven.len() as i64, one::<i64>(client, "SELECT count(*) FROM agd.events"));
     // Every leaf of every log is an event, and every event one leaf.
@@ -537,4 +547,34 @@ fn an_incarnation_that_does_not_continue_the_one_before_is_found() {
         }
     }
     expect_verified(&mut client);
+}
+
+#[test]
+fn anchors_of_an_incarnation_that_is_closed_count_for_no_ceiling() {
+    let scene = Scene::new();
+    let mut client = scene.superuser();
+    let origin = platform(&mut client);
+    for round in 0..5 {
+        parts(&mut client, 1000 * (round + 1)..1000 * (round + 1) + 1);
+        anchor(&mut client);
+    }
+    client.batch_execute("ALTER SYSTEM SET agd.max_unpublished_anchors = 3").unwrap();
+    client.batch_execute("ALTER SYSTEM SET agd.ceiling_wait = 0").unwrap();
+    client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    eventually("the ceiling holds", Duration::from_secs(30), || {
+        client.batch_execute("INSERT INTO parts VALUES (9000); DELETE FROM parts WHERE id = 9000").is_err()
+    });
+    expect_sqlstate(client.batch_execute("INSERT INTO parts VALUES (9000)"), "53400");
+    let report = format!("SELECT agd.report_divergence('{origin}', 100000, decode(repeat('00', 32), 'hex'))");
+    client.batch_execute(&report).unwrap();
+    client.batch_execute("SELECT agd.new_incarnation('why')").unwrap();
+    assert_eq!(one::<i64>(&mut client, "SELECT anchors_unpublished FROM agd.stat"), 0);
+    client.batch_execute("INSERT INTO parts VALUES (9000)").unwrap();
+    anchor(&mut client);
+    assert!(one::<i64>(&mut client, "SELECT anchors_unpublished FROM agd.stat") > 0);
+    for round in 0..5 {
+        client.execute("INSERT INTO parts VALUES ($1)", &[&(9001 + round)]).ok();
+        anchor(&mut client);
+    }
+    expect_sqlstate(client.batch_execute("INSERT INTO parts VALUES (9100)"), "53400");
 }
