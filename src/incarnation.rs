@@ -53,9 +53,14 @@ fn report(origin: Option<String>, size: Option<i64>, root: Option<Vec<u8>>, note
     }
     let held = home::hold_alone()?;
     let stored = Stored::latest()?;
-    let newest = stored.heads_of(None)?.first().map_or(1, |platform| platform.incarnation);
-    let head = stored.head_by_origin(&origin)?.ok_or_else(|| storage::no_such_log(&origin))?;
-    if head.incarnation != newest {
+    let platforms = stored.heads_of(None)?;
+    let platform = platforms.first().ok_or_else(|| corrupted("the platform log is gone"))?;
+    let head = stored.head_by_origin(&origin)?;
+    // A tenant's log that is published may be lost from its first leaf on.
+    if head.is_none() && !is_tenant_of(&platform.origin, &origin) {
+        return Err(storage::no_such_log(&origin));
+    }
+    if head.as_ref().is_some_and(|head| head.incarnation != platform.incarnation) {
         return Err(Error::BadArgument {
             message: format!("the log {origin} is closed: nothing continues it here"),
             hint:
@@ -63,7 +68,8 @@ fn report(origin: Option<String>, size: Option<i64>, root: Option<Vec<u8>>, note
                     .into(),
         });
     }
-    if size <= head.size && root_at(&stored, &head, size)? == root {
+    let present = head.filter(|head| size <= head.size).map(|head| root_at(&stored, &head, size)).transpose()?;
+    if present == Some(root) {
         return Err(Error::BadArgument {
             message: format!("the log {origin} has this root at size {size}: nothing was lost"),
             hint: "Run agd publish again: the log continues what was published.".into(),
@@ -72,9 +78,18 @@ fn report(origin: Option<String>, size: Option<i64>, root: Option<Vec<u8>>, note
     let published = Checkpoint { origin, size, root };
     match held.diverged()? {
         // What the platform log says covers the tenants' logs, and a larger size what a smaller one says.
-        Some(known) if head.tenant.is_some() || known.origin == published.origin && known.size >= size => Ok(()),
+        Some(known)
+            if published.origin != platform.origin || known.origin == published.origin && known.size >= size =>
+        {
+            Ok(())
+        }
         _ => held.close(&published),
     }
+}
+
+fn is_tenant_of(platform: &str, origin: &str) -> bool {
+    let tenant = origin.strip_prefix(platform).and_then(|rest| rest.strip_prefix("/t/"));
+    tenant.is_some_and(|tenant| name::validate_tenant(tenant).is_ok())
 }
 
 c_function!(agd_new_incarnation, pg_finfo_agd_new_incarnation, answer_begin);

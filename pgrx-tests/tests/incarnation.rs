@@ -307,10 +307,11 @@ fn who_may_close_and_open_an_incarnation() {
     let size: i64 = one(&mut client, "SELECT size FROM agd.log WHERE tenant IS NULL");
     let zeros = vec![0_u8; 32];
     let report = "SELECT agd.report_divergence($1, $2, $3, $4)";
-    let nobody = format!("{origin}/t/nobody");
+    let (nobody, deep) = (format!("{origin}/t/No body"), format!("{origin}/i2/t/acme"));
     for (origin, size, root, note) in [
         (Some("elsewhere/app"), Some(size), Some(&zeros[..]), None),
         (Some(nobody.as_str()), Some(size), Some(&zeros[..]), None),
+        (Some(deep.as_str()), Some(size), Some(&zeros[..]), None),
         (Some(origin.as_str()), Some(0), Some(&zeros[..]), None),
         (Some(origin.as_str()), Some(-1), Some(&zeros[..]), None),
         (Some(origin.as_str()), Some(size), Some(&zeros[1..]), None),
@@ -371,7 +372,7 @@ fn who_may_close_and_open_an_incarnation() {
     // The closed one can be reported no more, the open one can.
     expect_sqlstate(publisher.query(report, &[&origin, &120_000_i64, &zeros, &none]), "22023");
     expect_sqlstate(client.batch_execute("SELECT agd.new_incarnation('why')"), "55000");
-    expect_sqlstate(publisher.query(report, &[&format!("{second}/t/zeta"), &120_000_i64, &zeros, &none]), "22023");
+    expect_sqlstate(publisher.query(report, &[&acme, &120_000_i64, &zeros, &none]), "22023");
     orders(&mut client, "acme", 7000..7001);
     anchor(&mut client);
     publisher.query(report, &[&format!("{second}/t/acme"), &120_000_i64, &zeros, &none]).unwrap();
@@ -454,6 +455,75 @@ fn a_fork_closes_the_record_and_two_incarnations_follow_each_other() {
     scene.expect_published();
     assert_eq!(newest_published(&scene, &first), lost);
     assert_eq!(newest_published(&scene, &second), lost_again);
+}
+
+#[test]
+fn a_record_that_was_put_back_before_its_incarnation_began_begins_the_next() {
+    let mut scene = Scene::new();
+    let (backup, older) = (scene.cluster.base_backup(&[]).unwrap(), scene.cluster.base_backup(&[]).unwrap());
+    let mut client = scene.superuser();
+    let first = platform(&mut client);
+    parts(&mut client, 1000..1010);
+    anchor(&mut client);
+    scene.expect_published();
+    drop(client);
+    scene.put_back(backup);
+    assert_eq!(scene.publish().0, Some(1));
+    let mut client = scene.superuser();
+    client.batch_execute("SELECT agd.new_incarnation('one')").unwrap();
+    parts(&mut client, 2000..2300);
+    anchor(&mut client);
+    scene.expect_published();
+    let (second, third) = (format!("{first}/i2"), format!("{first}/i3"));
+    let lost = newest_published(&scene, &second);
+    drop(client);
+    scene.put_back(older);
+    // It does not know of the second incarnation, and begins another one of that name.
+    assert_eq!(scene.publish().0, Some(1));
+    expect_closed(&scene);
+    let mut client = scene.superuser();
+    client.batch_execute("SELECT agd.new_incarnation('two')").unwrap();
+    parts(&mut client, 3000..3010);
+    expect_whole(&mut client);
+    let (code, said) = scene.publish();
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(newest_published(&scene, &second), lost);
+    expect_closed(&scene);
+    client.batch_execute("SELECT agd.new_incarnation('three')").unwrap();
+    expect_whole(&mut client);
+    scene.expect_published();
+    let body = beginning(&mut client, &third);
+    assert_eq!((&body.published, &body.closed), (&lost, &closed_log(&mut client, &second)));
+}
+
+#[test]
+fn a_tenants_log_that_vanished_closes_the_record() {
+    let mut scene = Scene::new();
+    let backup = scene.cluster.base_backup(&[]).unwrap();
+    let mut client = scene.superuser();
+    let first = platform(&mut client);
+    orders(&mut client, "zeta", 2000..2010);
+    anchor(&mut client);
+    scene.expect_published();
+    drop(client);
+    scene.put_back(backup);
+    // The platform log was lost by the store as well: a publisher that died between the tenants and the platform log.
+    let platform_files = ["checkpoint", "checkpoints", "tile"].map(|name| scene.store.join(&first).join(name));
+    for file in platform_files {
+        let removed = if file.is_dir() { std::fs::remove_dir_all(&file) } else { std::fs::remove_file(&file) };
+        removed.unwrap();
+    }
+    let zeta = format!("{first}/t/zeta");
+    let lost = newest_published(&scene, &zeta);
+    let (code, said) = scene.publish();
+    assert_eq!(code, Some(1), "{said}");
+    expect_closed(&scene);
+    let mut client = scene.superuser();
+    client.batch_execute("SELECT agd.new_incarnation('why')").unwrap();
+    orders(&mut client, "zeta", 3000..3010);
+    expect_whole(&mut client);
+    assert_eq!(beginning(&mut client, &format!("{first}/i2")).published, lost);
+    scene.expect_published();
 }
 
 #[test]

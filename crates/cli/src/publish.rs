@@ -309,11 +309,18 @@ impl Publisher {
                 }
             }
         }
-        round.failures.append(&mut unreported);
         match self.vanished(&heads) {
-            Ok(vanished) => round.refusals.extend(vanished),
+            Ok(vanished) => {
+                for refusal in vanished {
+                    if let Err(failure) = self.report(source, refusal.origin()) {
+                        unreported.push((Some(refusal.origin().to_owned()), failure));
+                    }
+                    round.refusals.push(refusal);
+                }
+            }
             Err(error) => round.failures.push((None, Failure::Store(error))),
         }
+        round.failures.append(&mut unreported);
         round
     }
 

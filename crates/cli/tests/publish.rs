@@ -156,7 +156,8 @@ fn refused(tamper: impl FnOnce(&mut FakeDatabase)) -> Refusal {
     };
     assert_eq!(of(files(dir.path())), of(before), "nothing was written for this log");
     // Where its log is not what was published, the database is told, once a round, and the newest checkpoint alone.
-    let diverged = matches!(refusal, Refusal::NotAContinuation { .. } | Refusal::Shrunk { .. });
+    let diverged =
+        matches!(refusal, Refusal::NotAContinuation { .. } | Refusal::Shrunk { .. } | Refusal::Vanished { .. });
     let told: Vec<_> = std::mem::take(&mut database.reported);
     assert_eq!(told.len(), usize::from(diverged));
     for (origin, newest) in told {
