@@ -182,6 +182,11 @@ pub fn recorded_id(full_xact_id: u64) -> Result<(u64, bool)> {
 /// Once per database and start of the server, and for every attempt while the record is not open here.
 #[cold]
 fn settled_base(database: &Database) -> Result<u64> {
+    // What this transaction wrote itself, it wrote under a lock that it still holds; that may be asked for each event.
+    let home = read()?;
+    if home.uncommitted && home.system_identifier.is_some() {
+        return home.problem().map_or(Ok(home.base), Err);
+    }
     // Whoever closes the record is waited for, and waits: what is kept here stays true until he takes it away.
     lock(pg_sys::RowExclusiveLock)?;
     let mut home = read()?;
