@@ -128,7 +128,7 @@ fn begin(reason: Option<&str>) -> Result<()> {
     let incarnation = platform.incarnation + 1;
     let next = name::incarnation_origin(log_name, incarnation.cast_unsigned());
     let closed = Checkpoint { origin: platform.origin.clone(), size: platform.tree.size(), root: platform.tree.root() };
-    let tails = anchor_tails(platform.incarnation)?;
+    let tails = anchor_tails()?;
 
     held.open(&next)?;
     storage::create_log(&next, None, incarnation, Some(held.base() + backend::transaction_id()))?;
@@ -154,11 +154,11 @@ fn must_come_first() -> Result<()> {
     })
 }
 
-/// Anchors the leaves of an incarnation's logs that no anchor covers yet. Returns the tenants' checkpoints.
-fn anchor_tails(incarnation: i32) -> Result<Vec<Checkpoint>> {
+/// Anchors the leaves that no anchor covers yet. Returns the tenants' checkpoints.
+fn anchor_tails() -> Result<Vec<Checkpoint>> {
     let guard_state = storage::integrated()?.guard_state;
     let mut tails = Vec::new();
-    for mut log in storage::logs_of(incarnation)?.into_iter().filter(|log| log.open_since.is_some()) {
+    for mut log in storage::open_logs()? {
         let guard_state =
             guard_state.as_deref().ok_or_else(|| corrupted("the sequencer's row has lost its guard state"))?;
         let root = log.anchor(guard_state, backend::now())?;

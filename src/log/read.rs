@@ -193,7 +193,6 @@ fn anchors_since((logs, sizes): Newest) -> Result<Vec<(String, i64, Vec<u8>)>> {
 }
 
 /// Reads under the latest snapshot, so that a REPEATABLE READ caller too sees what the worker has just committed.
-#[allow(unsafe_code)] // pushes and pops a snapshot
 fn select_latest<T>(
     query: &str,
     arguments: &[DatumWithOid<'_>],

@@ -161,11 +161,6 @@ pub fn platform_log() -> Result<Log> {
     newest_platform_log()?.ok_or_else(|| corrupted("the platform log is gone"))
 }
 
-/// The logs of one incarnation; tenants' first, by name, then the platform's.
-pub fn logs_of(incarnation: i32) -> Result<Vec<Log>> {
-    read_logs("incarnation = $1", &[incarnation.into()])
-}
-
 /// A log by its origin. 22023 when there is none.
 pub fn log_by_origin(origin: &str) -> Result<Log> {
     read_logs("origin = $1", &[origin.into()])?.pop().ok_or_else(|| no_such_log(origin))
@@ -179,7 +174,7 @@ pub fn no_such_log(origin: &str) -> Error {
     }
 }
 
-/// Logs with leaves that no anchor covers yet; tenants' first, by name, then the platform's.
+/// Logs with leaves that no anchor covers yet; tenants' first, by name, then the platform's. Closed logs have none.
 pub fn open_logs() -> Result<Vec<Log>> {
     read_logs("open_since IS NOT NULL", &[])
 }
