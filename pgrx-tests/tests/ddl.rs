@@ -358,6 +358,8 @@ fn a_partition_within_another_statement_is_guarded() {
 fn permitted_ddl_is_recorded() {
     let mut s = Scene::new("recorded");
     let role = s.owner_name.clone();
+    let database = s.g.database().name().to_owned();
+    s.g.run(&format!("GRANT CREATE ON DATABASE {database} TO {role}"));
     let cases = [
         ("ALTER TABLE t ADD c int DEFAULT 7", "t: ALTER TABLE public.t"),
         ("ALTER TABLE t RENAME c TO d", "t: ALTER TABLE public.t.d"),
@@ -383,6 +385,13 @@ fn permitted_ddl_is_recorded() {
         ("ALTER TABLE t RENAME TO tt", "tt: ALTER TABLE public.tt"),
         ("ALTER TABLE tt RENAME TO t", "t: ALTER TABLE public.t"),
         ("DO $$ BEGIN ALTER TABLE t ADD e int; END $$", "t: ALTER TABLE public.t"),
+        ("CREATE STATISTICS stat ON v, e FROM t", "t: CREATE STATISTICS public.stat"),
+        ("ALTER STATISTICS stat SET STATISTICS 50", "t: ALTER STATISTICS public.stat"),
+        ("DROP STATISTICS stat", "t: DROP STATISTICS public.stat"),
+        ("CREATE PUBLICATION feed FOR TABLE plain, t", "t: CREATE PUBLICATION public.t"),
+        ("ALTER PUBLICATION feed DROP TABLE t", "t: ALTER PUBLICATION public.t in publication feed"),
+        ("ALTER PUBLICATION feed ADD TABLE ONLY p", "p: ALTER PUBLICATION public.p in publication feed"),
+        ("DROP PUBLICATION feed", "p: DROP PUBLICATION public.p"),
     ];
     let mut seen = s.ddl().len();
     assert_eq!(seen, 0, "{:?}", s.ddl());
@@ -397,6 +406,11 @@ fn permitted_ddl_is_recorded() {
         let statement = statement.unwrap();
         assert!(sql.contains(&statement), "{statement}");
     }
+    // The record itself may be published: nothing of it changes.
+    s.g.run(
+        "CREATE PUBLICATION own FOR TABLE agd.event; ALTER PUBLICATION own ADD TABLE agd.tile; DROP PUBLICATION own",
+    );
+    assert_eq!(s.ddl().len(), seen);
     // Who did it stands with it, and other tables leave nothing.
     let who: Vec<String> = s.g.column("SELECT DISTINCT session_user_name FROM agd.events WHERE action = 'DDL'");
     assert_eq!(who, [role]);

@@ -39,6 +39,10 @@ pub unsafe fn before_utility(
         match (*node).type_ {
             pg_sys::NodeTag::T_AlterTableStmt => before_alter_table(node.cast()),
             pg_sys::NodeTag::T_GrantStmt => before_grant(node.cast()),
+            pg_sys::NodeTag::T_CreatePublicationStmt => {
+                before_create_publication(node.cast());
+                Ok(())
+            }
             pg_sys::NodeTag::T_IndexStmt => before_index(node.cast()),
             pg_sys::NodeTag::T_DropStmt
                 if (*node.cast::<pg_sys::DropStmt>()).removeType == pg_sys::ObjectType::OBJECT_EXTENSION =>
@@ -190,6 +194,23 @@ unsafe fn before_grant(statement: *mut pg_sys::GrantStmt) -> Result<()> {
         });
         Ok(())
     }
+}
+
+/// CREATE PUBLICATION reports the publication and not its tables, as ALTER PUBLICATION does: those it names count as touched.
+unsafe fn before_create_publication(statement: *mut pg_sys::CreatePublicationStmt) {
+    // SAFETY: the objects are PublicationObjSpecs; those that are tables have a RangeVar.
+    let tables: Vec<pg_sys::Oid> = unsafe {
+        pgrx::PgList::<pg_sys::PublicationObjSpec>::from_pg((*statement).pubobjects)
+            .iter_ptr()
+            .filter(|object| !(**object).pubtable.is_null())
+            .map(|object| detach::named((*(*object).pubtable).relation))
+            .collect()
+    };
+    with_running(|frame| {
+        for table in tables.into_iter().filter(|table| *table != pg_sys::InvalidOid && !is_own(*table)) {
+            frame.note(class::RELATION, table);
+        }
+    });
 }
 
 /// CREATE INDEX CONCURRENTLY commits on its way: on a table of agd's own it is refused before it begins.

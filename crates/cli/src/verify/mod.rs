@@ -1,9 +1,9 @@
 //! `agd verify`: everything a store says, proved from its files alone.
 //!
 //! Owns the order of work: find the logs, verify the platform logs, then the tenants' logs against what the platform logs
-//! say about them, then that each later incarnation continues what is here of the one before. Promises that nothing is called good that was not checked: without a policy, or with anything left
-//! unread, the verdict is "could not check". It never opens a database or a network connection, and nothing that lies in
-//! the store can make it panic.
+//! say about them, then that each later incarnation continues what is here of the one before. Promises that nothing is
+//! called good that was not checked: without a policy, or with anything left unread, the verdict is "could not check". It
+//! never opens a database or a network connection, and nothing that lies in the store can make it panic.
 
 pub mod discover;
 mod event_ids;
