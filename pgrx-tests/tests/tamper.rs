@@ -913,6 +913,17 @@ fn every_column_of_a_log() {
                 &["tiles@acme: the open tile in agd.log was changed: it has other commit stamps than its events"],
             ),
             (
+                "incarnation",
+                "UPDATE agd.log SET incarnation = 2 WHERE {acme}",
+                &["logs@database: the platform log of incarnation 2 is gone"],
+            ),
+            (
+                "opened_by",
+                "UPDATE pg_class SET relchecks = 0 WHERE oid = 'agd.log'::regclass;;
+                 UPDATE agd.log SET opened_by = '5' WHERE {platform}",
+                &["logs@database: agd.log names an event that begins"],
+            ),
+            (
                 "open_since",
                 "UPDATE agd.log SET open_since = now() WHERE {acme}",
                 &["anchors@acme: agd.log says that an anchor is due, but the one at size 300 covers all leaves"],

@@ -413,6 +413,13 @@ impl Verification {
                 problems.add(format!("the platform log{which} is gone"));
             }
         }
+        for row in self.view.rows(
+            "SELECT l.origin FROM agd.log l WHERE l.opened_by IS NOT NULL AND (l.incarnation = 1 OR l.tenant IS NOT NULL)",
+        )? {
+            if let [Some(origin)] = row.as_slice() {
+                problems.add(format!("agd.log names an event that begins {origin}, and none does"));
+            }
+        }
         if newest > 1 {
             self.judge_beginnings(verified, &mut problems)?;
         }
