@@ -42,7 +42,7 @@ pub mod class {
     /// pg_type
     pub const TYPE: u32 = pg_sys::TypeRelationId.to_u32();
     /// pg_statistic_ext
-    pub const STATISTICS: u32 = pg_sys::StatisticExtRelationId.to_u32();
+    pub const STATISTICS: u32 = 3381;
     /// pg_publication_rel
     pub const PUBLISHED: u32 = 6106;
     /// pg_depend
@@ -57,7 +57,7 @@ mod index {
     pub const CONSTRAINT_OID: u32 = 2667;
     pub const DEFAULT_OID: u32 = 2657;
     pub const INDEX_OID: u32 = pgrx::pg_sys::IndexRelidIndexId;
-    pub const STATISTICS_OID: u32 = pgrx::pg_sys::StatisticExtOidIndexId;
+    pub const STATISTICS_OID: u32 = 3380;
     pub const PUBLISHED_OID: u32 = 6112;
     pub const INHERITANCE_CHILD: u32 = 2680;
     pub const DEPENDENCY_REFERENCE: u32 = 2674;
