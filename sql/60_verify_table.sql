@@ -29,7 +29,8 @@ COMMENT ON FUNCTION agd.renamed_image(jsonb, timestamptz, int, agd.rename[]) IS
   'a recorded image with the names that its columns have now';
 
 -- The last recorded image of each key against the row that is there. Columns that only one side has were added or dropped
--- since and are not compared; renamed ones are known by their DDL events. An UPDATE that changed the key ends the old key and begins the new one.
+-- since and are not compared; renamed ones are known by their DDL events. An UPDATE that changed the key ends the old key
+-- and begins the new one.
 CREATE FUNCTION agd.verify_table(relation regclass) RETURNS TABLE (row_key jsonb, problem text, event_id text)
   LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -39,7 +40,6 @@ DECLARE
   key_columns text[];
   -- Values are payload: shown to whom the platform's payloads are shown.
   show_values boolean := agd.may_read_payload(NULL);
-  renames agd.rename[];
 BEGIN
   SELECT g.guard_id INTO guard FROM agd.every_guard g WHERE g.relation = verify_table.relation;
   IF guard IS NULL THEN
@@ -51,23 +51,22 @@ BEGIN
     FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
    WHERE i.indrelid = verify_table.relation AND i.indisprimary;
 
-  -- In the order in which they were done; what is not committed yet comes last.
-  SELECT array_agg((COALESCE(t.stamp, 'infinity'), e.n, e.new::jsonb -> 'renamed' ->> 0, e.new::jsonb -> 'renamed' ->> 1)::agd.rename
-                   ORDER BY COALESCE(t.stamp, 'infinity'), e.n)
-    INTO renames
-    FROM agd.event e LEFT JOIN agd.transaction t USING (xact_id)
-   WHERE e.guard_id = guard AND e.action = 'DDL' AND e.new::jsonb ? 'renamed';
-
   RETURN QUERY EXECUTE format($query$
   WITH recorded AS (
     SELECT e.xact_id, e.n, t.stamp, e.action, e.row_key::jsonb AS old_key, e.new::jsonb AS image
       FROM agd.event e LEFT JOIN agd.transaction t USING (xact_id)
-     WHERE e.guard_id = $1 AND e.action IN ('BASELINE', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE')
+     WHERE e.guard_id = $1 AND e.action IN ('BASELINE', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'DDL')
+  ), renamed AS (
+    -- In the order in which they were done; what is not committed yet comes last.
+    SELECT array_agg((COALESCE(r.stamp, 'infinity'), r.n, p.names ->> 0, p.names ->> 1)::agd.rename
+                     ORDER BY COALESCE(r.stamp, 'infinity'), r.n, p.place) AS renames
+      FROM recorded r, jsonb_array_elements(r.image -> 'renamed') WITH ORDINALITY AS p (names, place)
+     WHERE r.action = 'DDL'
   ), truncated AS (
     SELECT r.stamp, r.n FROM recorded r WHERE r.action = 'TRUNCATE' ORDER BY r.stamp DESC NULLS FIRST, r.n DESC LIMIT 1
   ), standing AS (
     SELECT r.* FROM recorded r
-     WHERE r.action <> 'TRUNCATE'
+     WHERE r.action NOT IN ('TRUNCATE', 'DDL')
        AND NOT EXISTS (SELECT FROM truncated c
                         WHERE (COALESCE(r.stamp, 'infinity'), r.n) < (COALESCE(c.stamp, 'infinity'), c.n))
   ), effect AS (
@@ -84,8 +83,9 @@ BEGIN
       FROM effect f ORDER BY f.k, f.stamp DESC NULLS FIRST, f.n DESC, f.part DESC
   ), known AS (
     SELECT l.k, l.xact_id, l.n,
-           CASE WHEN $4 IS NULL THEN l.image ELSE agd.renamed_image(l.image, COALESCE(l.stamp, 'infinity'), l.n, $4) END AS image
-      FROM last l
+           CASE WHEN d.renames IS NULL THEN l.image
+                ELSE agd.renamed_image(l.image, COALESCE(l.stamp, 'infinity'), l.n, d.renames) END AS image
+      FROM last l, renamed d
   ), present AS (
     -- "t.*", not "t": the table may have a column of any name.
     SELECT agd.row_key(t.*)::jsonb AS k, agd.row_image(t.*)::jsonb AS image FROM %s t
@@ -106,7 +106,7 @@ BEGIN
       OR l.image IS NOT NULL AND p.image IS NOT NULL AND l.image <> p.image
          AND EXISTS (SELECT FROM jsonb_each(l.image) WHERE p.image ? key AND p.image -> key <> value)
    ORDER BY 1
-  $query$, verify_table.relation) USING guard, key_columns, show_values, renames;
+  $query$, verify_table.relation) USING guard, key_columns, show_values;
 END
 $$;
 COMMENT ON FUNCTION agd.verify_table(regclass) IS

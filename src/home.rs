@@ -60,6 +60,11 @@ impl Home {
         self.system_identifier.as_deref() == Some(&system_identifier()) && self.database == this_database()
     }
 
+    /// There is a record, and it is not at home here.
+    fn is_elsewhere(&self) -> Result<bool> {
+        Ok(!self.is_here() && (self.system_identifier.is_some() || holds_a_record()?))
+    }
+
     /// Why nothing is added to the record here, if so it is.
     fn problem(&self) -> Option<Error> {
         if !self.is_here() {
@@ -362,16 +367,16 @@ pub fn change_timeline(earlier: i32) -> Result<String> {
 
 /// Is there a record that is not at home here?
 pub fn is_elsewhere() -> Result<bool> {
-    let home = read()?;
-    Ok(!home.is_here() && (home.system_identifier.is_some() || holds_a_record()?))
+    read()?.is_elsewhere()
 }
 
 /// 55000 when there is a record that is not at home here, AG003 when it is closed.
 pub fn check() -> Result<()> {
-    if is_elsewhere()? {
+    let home = read()?;
+    if home.is_elsewhere()? {
         return Err(not_resumed());
     }
-    read()?.diverged.as_deref().map_or(Ok(()), |diverged| Err(closed(diverged)))
+    home.diverged.as_deref().map_or(Ok(()), |diverged| Err(closed(diverged)))
 }
 
 // ------------------------------------------------------------------------------------------------ closing and opening

@@ -918,6 +918,11 @@ fn every_column_of_a_log() {
                 &["logs@database: the platform log of incarnation 2 is gone"],
             ),
             (
+                "incarnation",
+                "UPDATE agd.log SET incarnation = 2147483647 WHERE {acme}",
+                &["logs@database: the platform log of incarnation 2147483647 is gone"],
+            ),
+            (
                 "opened_by",
                 "UPDATE pg_class SET relchecks = 0 WHERE oid = 'agd.log'::regclass;;
                  UPDATE agd.log SET opened_by = '5' WHERE {platform}",

@@ -61,8 +61,8 @@ fn body(frame: &Frame, root: u32, name: &str) -> String {
     body
 }
 
-/// `{"statement":"…"}`; where the text is cut, `"length"` tells how many bytes it had. A column that was renamed stands in
-/// `"renamed"` with both names, from which `agd.verify_table()` knows it in older images.
+/// `{"statement":"…"}`; where the text is cut, `"length"` tells how many bytes it had. Columns that were renamed stand
+/// in `"renamed"`, each with both names, from which `agd.verify_table()` knows it in older images.
 fn payload(frame: &Frame, root: u32) -> Vec<u8> {
     let statement = frame.statement();
     let cut = statement.floor_char_boundary(MAX_STATEMENT_BYTES);
@@ -71,12 +71,15 @@ fn payload(frame: &Frame, root: u32) -> Vec<u8> {
     if cut < statement.len() {
         json.extend_from_slice(format!(",\"length\":{}", statement.len()).as_bytes());
     }
-    let mut renamed = frame.renamed.iter().filter(|(of, ..)| *of == root);
-    if let Some((_, before, after)) = renamed.next() {
-        json.extend_from_slice(b",\"renamed\":[");
+    let renamed = frame.renamed.iter().filter(|(of, ..)| *of == root);
+    for (number, (_, before, after)) in renamed.clone().enumerate() {
+        json.extend_from_slice(if number == 0 { b",\"renamed\":[[" } else { b",[" });
         write_string(&mut json, before.as_bytes());
         json.push(b',');
         write_string(&mut json, after.as_bytes());
+        json.push(b']');
+    }
+    if renamed.count() > 0 {
         json.push(b']');
     }
     json.push(b'}');

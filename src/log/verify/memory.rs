@@ -10,7 +10,7 @@ use crate::catalog::named;
 use crate::error::Result;
 use crate::log::verify::complete::Integrated;
 use crate::log::verify::rows::{View, hashes};
-use crate::log::verify::tree::Verified;
+use crate::log::verify::tree::Reached;
 use agd_core::Hash;
 use pgrx::prelude::*;
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ pub struct Memory {
 #[derive(Default)]
 pub struct Known {
     /// By itself.
-    pub verified: Verified,
+    pub verified: Reached,
     /// Against all events, the platform log and the guard states.
     pub counted: Counted,
 }
@@ -68,7 +68,7 @@ impl Memory {
             };
             let number = |text: &str| text.parse::<u64>().unwrap_or_default();
             let nodes = hashes(&hex::decode(nodes).unwrap_or_default());
-            let verified = Verified { size: number(size), nodes };
+            let verified = Reached { size: number(size), nodes };
             let counted = Counted { size: number(counted), anchored: number(anchored) };
             memory.logs.insert(log_id.parse().unwrap_or_default(), Known { verified, counted });
             let digest = guard_state.as_deref().and_then(|hex| Hash::try_from(hex::decode(hex).ok()?).ok());
@@ -82,7 +82,7 @@ impl Memory {
     }
 
     /// How far a log was verified by itself.
-    pub fn verified(&self, log_id: i32) -> Option<&Verified> {
+    pub fn verified(&self, log_id: i32) -> Option<&Reached> {
         self.logs.get(&log_id).map(|known| &known.verified)
     }
 
@@ -101,14 +101,14 @@ pub struct News {
     /// The log.
     pub log_id: i32,
     /// How far it is verified now.
-    pub verified: Option<Verified>,
+    pub verified: Option<Reached>,
     /// How far it is counted now.
     pub counted: Option<Counted>,
 }
 
 /// Remembers it, if nobody else is at it or was, since `memory` was read. `complete`: the platform log's number, and what
 /// the counted sizes belong to.
-pub fn remember(memory: &Memory, news: Vec<News>, complete: Option<(i32, &Complete)>) -> Result<()> {
+pub fn remember(memory: &Memory, mut news: Vec<News>, complete: Option<(i32, &Complete)>) -> Result<()> {
     let complete = complete.filter(|(_, complete)| memory.complete.as_ref() != Some(complete));
     if news.is_empty() && complete.is_none() || !may_remember()? {
         return Ok(());
@@ -117,7 +117,6 @@ pub fn remember(memory: &Memory, news: Vec<News>, complete: Option<(i32, &Comple
         return Ok(());
     }
     let (mut ids, mut sizes, mut nodes, mut counted, mut anchored) = (vec![], vec![], vec![], vec![], vec![]);
-    let mut news = news;
     // The platform log's row tells what the counted sizes belong to, whether the log has leaves or not.
     if let Some((platform, _)) = complete
         && news.iter().all(|news| news.log_id != platform)

@@ -3,7 +3,7 @@
 //! Owns `agd.verify()`: what is looked at, in which order, and what the report says. Follow it through its files: [`rows`]
 //! reads what is stored, of one moment; [`leaves`] recomputes leaf hashes from events; [`tree`] holds them against tiles and
 //! anchors, log by log; [`platform`] holds anchors against the platform log; [`complete`] holds all events against all
-//! leaves; [`memory`] keeps how far it got, [`progress`] shows how far it is.
+//! leaves, [`list`] the logs against their tenants and incarnations; [`report`] says it; [`memory`] keeps how far it got, [`progress`] shows how far it is.
 //!
 //! Promises to name the first event, tile or anchor of each log that does not hold, to blame what is wrong and not what
 //! follows from it, and never to say ok to what it did not look at. One log that contradicts itself hides nothing about the
@@ -21,9 +21,11 @@
 
 mod complete;
 mod leaves;
+mod list;
 mod memory;
 mod platform;
 pub mod progress;
+mod report;
 mod rows;
 mod tree;
 
@@ -31,39 +33,16 @@ use crate::error::{Error, Result};
 use crate::fmgr::{Rows, argument, c_function, text};
 use crate::home;
 use crate::log::record::EventKey;
-use agd_core::{Hash, Incarnation, name};
+use agd_core::Hash;
 use complete::{Integrated, Sums, Tally};
 use memory::{Complete, Counted, Known, Memory, News};
 use pgrx::pg_sys;
 use platform::Recorded;
 use progress::{Phase, Progress};
+use report::Check;
 use rows::{LogName, Logs, View};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use tree::{Findings, Listeners, Problems, Tools};
-
-/// One line of the report.
-struct Check {
-    origin: String,
-    name: &'static str,
-    ok: bool,
-    entries: u64,
-    detail: String,
-}
-
-impl Check {
-    fn of(
-        origin: &str,
-        name: &'static str,
-        entries: u64,
-        problem: Option<String>,
-        fine: impl FnOnce() -> String,
-    ) -> Self {
-        Check { origin: origin.to_owned(), name, ok: problem.is_none(), entries, detail: problem.unwrap_or_else(fine) }
-    }
-}
-
-/// What the report calls all logs together.
-const DATABASE: &str = "(database)";
 
 c_function!(agd_verify, pg_finfo_agd_verify, answer);
 
@@ -346,15 +325,6 @@ impl Verification {
         Ok(())
     }
 
-    fn expected_origin(&self, log: &LogName) -> Option<String> {
-        let (log_name, _) = name::split_incarnation(self.platform_origin.as_ref()?);
-        let platform = name::incarnation_origin(log_name, log.incarnation);
-        Some(match &log.tenant {
-            Some(tenant) => name::tenant_origin(&platform, tenant),
-            None => platform,
-        })
-    }
-
     /// Finds out what the suspects are, and holds all events against all leaves where all logs are verified.
     fn judge_events(
         &mut self,
@@ -403,123 +373,6 @@ impl Verification {
         }
     }
 
-    /// What is wrong with the list of logs.
-    fn problem_of_logs(&self, verified: &[Verified], recorded: &Recorded) -> Result<Option<String>> {
-        let mut problems = Problems::default();
-        let newest = verified.iter().map(|this| this.log.incarnation).max().unwrap_or_default();
-        for incarnation in 1..=newest {
-            if self.platforms.iter().all(|platform| platform.incarnation != incarnation) {
-                let which = if newest == 1 { String::new() } else { format!(" of incarnation {incarnation}") };
-                problems.add(format!("the platform log{which} is gone"));
-            }
-        }
-        for row in self.view.rows(
-            "SELECT l.origin FROM agd.log l WHERE l.opened_by IS NOT NULL AND (l.incarnation = 1 OR l.tenant IS NOT NULL)",
-        )? {
-            if let [Some(origin)] = row.as_slice() {
-                problems.add(format!("agd.log names an event that begins {origin}, and none does"));
-            }
-        }
-        if newest > 1 {
-            self.judge_beginnings(verified, &mut problems)?;
-        }
-        for Verified { log, .. } in verified {
-            if let Some(expected) = self.expected_origin(log).filter(|expected| *expected != log.origin) {
-                let whose = log
-                    .tenant
-                    .as_ref()
-                    .map_or("the platform log".into(), |tenant| format!("the log of tenant {tenant}"));
-                problems.add(format!("{whose} has the origin {}, not {expected}", log.origin));
-            }
-        }
-        let known: HashSet<String> = verified
-            .iter()
-            .flat_map(|Verified { log, .. }| [Some(log.origin.clone()), self.expected_origin(log)])
-            .flatten()
-            .collect();
-        let mut strangers: Vec<&str> = recorded.origins().filter(|origin| !known.contains(*origin)).collect();
-        strangers.sort_unstable();
-        for origin in strangers {
-            problems.add(format!("the platform log holds checkpoints of {origin}, and there is no such log"));
-        }
-        for table in ["tile", "checkpoint", "publication"] {
-            // From number to number through the index, not row by row.
-            let rows = self.view.rows(&format!(
-                "WITH RECURSIVE n (log_id) AS (
-                   SELECT pg_catalog.min(t.log_id) FROM agd.{table} t
-                   UNION ALL
-                   SELECT (SELECT pg_catalog.min(t.log_id) FROM agd.{table} t WHERE t.log_id > n.log_id)
-                     FROM n WHERE n.log_id IS NOT NULL)
-                 SELECT n.log_id FROM n
-                  WHERE n.log_id IS NOT NULL AND NOT EXISTS (SELECT FROM agd.log l WHERE l.log_id = n.log_id)"
-            ))?;
-            for log_id in rows.iter().filter_map(|row| row.first()?.as_ref()) {
-                problems.add(format!("agd.{table} has rows of a log {log_id}, and there is no such log"));
-            }
-        }
-        if self.full_scan {
-            for row in self.view.rows(
-                "SELECT t.log_id, t.level, t.tile_index FROM agd.tile t WHERE t.level NOT BETWEEN 0 AND 7 OR t.tile_index < 0",
-            )? {
-                if let [Some(log_id), Some(level), Some(index)] = row.as_slice() {
-                    problems.add(format!("agd.tile has a tile {index} of level {level} of log {log_id}: no log has such a tile"));
-                }
-            }
-        }
-        Ok(problems.text())
-    }
-
-    /// What begins a platform log of a later incarnation must name truly the one before.
-    fn judge_beginnings(&self, verified: &[Verified], problems: &mut Problems) -> Result<()> {
-        let rows = self.view.rows(
-            "SELECT l.log_id, e.body,
-                    l.size = 0 OR e.key = pg_catalog.substring(COALESCE(t.event_keys, l.open_keys), 1, 12)
-               FROM agd.log l
-                    LEFT JOIN agd.tile t ON t.log_id = l.log_id AND t.level = 0 AND t.tile_index = 0
-                    LEFT JOIN LATERAL (
-                      SELECT e.body, pg_catalog.int8send(e.xact_id::text::bigint) || pg_catalog.int4send(e.n) AS key
-                        FROM agd.event e WHERE e.xact_id = l.opened_by AND e.action = 'INCARNATION'
-                       ORDER BY e.n LIMIT 1) e ON true
-              WHERE l.tenant IS NULL AND l.incarnation > 1",
-        )?;
-        for row in rows {
-            let Ok([Some(log_id), body, is_first]) = <[Option<String>; 3]>::try_from(row) else { continue };
-            let of = |wanted: &dyn Fn(&LogName) -> bool| {
-                verified.iter().find(|this| this.log.tenant.is_none() && wanted(&this.log))
-            };
-            let Some(this) = of(&|log| log.log_id.to_string() == log_id) else { continue };
-            let Some(before) = of(&|log| log.incarnation + 1 == this.log.incarnation) else { continue };
-            let (origin, Verified { log, found, .. }) = (&this.log.origin, before);
-            let Some(body) = body else {
-                problems.add(format!("the event that begins {origin} is missing"));
-                continue;
-            };
-            if is_first.as_deref() != Some("t") {
-                problems.add(format!("leaf 0 of {origin} is not the event that begins it"));
-            }
-            match Incarnation::parse(&body) {
-                Err(problem) => problems.add(format!("the event that begins {origin} cannot be read: {problem}")),
-                Ok(Incarnation { closed, .. }) if closed.origin != log.origin || closed.size != log.size => {
-                    problems.add(format!(
-                        "the event that begins {origin} says that {} ended at size {}, and {} has size {}",
-                        closed.origin, closed.size, log.origin, log.size
-                    ));
-                }
-                // Where the log itself does not hold, that is its own finding.
-                Ok(Incarnation { closed, .. })
-                    if found.end.size == log.size && Some(closed.root) != found.end.root() =>
-                {
-                    problems.add(format!(
-                        "the event that begins {origin} says that {} ended with another root than it has",
-                        closed.origin
-                    ));
-                }
-                Ok(_) => {}
-            }
-        }
-        Ok(())
-    }
-
     /// Leaves word for the next verification.
     fn remember(
         &self,
@@ -565,87 +418,6 @@ impl Verification {
             news.collect(),
             complete.as_ref().map(|(platform, complete)| (*platform, complete)),
         )
-    }
-
-    fn report(
-        &self,
-        mut verified: Vec<Verified>,
-        logs_problem: Option<String>,
-        complete: Option<(complete::Outcome, Option<String>)>,
-    ) -> Vec<Check> {
-        // As the logs are listed everywhere: the platform's last.
-        let platforms = verified.iter().take_while(|this| this.log.tenant.is_none()).count();
-        verified.rotate_left(platforms);
-        let mut checks = Vec::new();
-        for Verified { log, found, platform, guards } in &verified {
-            let origin = log.origin.as_str();
-            if let Some(problem) = &found.log {
-                checks.push(Check::of(origin, "log", 0, Some(problem.clone()), String::new));
-            } else {
-                let fine = |whole: &str, new: &str| match found.from {
-                    0 => whole.to_owned(),
-                    from if from == log.size => format!("nothing new: {from} leaves were verified before"),
-                    from => format!("{new} (from leaf {from} on)"),
-                };
-                checks.extend([
-                    Check::of(origin, "events", found.scanned, found.events.text(), || {
-                        fine("every event hashes to its leaf", "every new event hashes to its leaf")
-                    }),
-                    Check::of(origin, "tiles", found.scanned, found.tiles.text(), || {
-                        fine("every tile holds its leaves and roots", "every new tile holds its leaves and roots")
-                    }),
-                    Check::of(origin, "anchors", found.anchor_count, found.anchors.text(), || {
-                        fine(
-                            "every anchor has the root of its leaves, and a guard state that was in force",
-                            "every new anchor has the root of its leaves, and a guard state that was in force",
-                        )
-                    }),
-                ]);
-            }
-            let fine = |entries: u64, whole: &str, new: &str, nothing: &str| {
-                let text = match (self.counted(log.log_id).anchored, entries) {
-                    (0, _) => whole,
-                    (_, 0) => nothing,
-                    _ => new,
-                };
-                text.to_owned()
-            };
-            if let Some((anchors, problem)) = platform {
-                checks.push(Check::of(origin, "platform", *anchors, problem.clone(), || {
-                    fine(
-                        *anchors,
-                        "every anchor stands in the platform log",
-                        "every new anchor stands in the platform log",
-                        "nothing new",
-                    )
-                }));
-            }
-            if let Some((states, problem)) = guards {
-                checks.push(Check::of(origin, "guards", *states, problem.clone(), || {
-                    fine(
-                        *states,
-                        "every guard is intact, and was whenever the guards changed",
-                        "every guard is intact, and was whenever the guards changed since the last verification",
-                        "every guard is intact, and the guards have not changed since the last verification",
-                    )
-                }));
-            }
-        }
-        if let Some((outcome, problem)) = complete {
-            checks.push(Check::of(DATABASE, "logs", verified.len() as u64, logs_problem, || {
-                "every log is its tenant's, every tile and anchor a log's".into()
-            }));
-            checks.push(Check::of(DATABASE, "complete", outcome.leaves, problem, || {
-                let since = if outcome.since_earlier { " since the last verification" } else { "" };
-                let waiting = match outcome.waiting {
-                    0 => "none waits for integration".into(),
-                    1 => "one waits for integration".into(),
-                    waiting => format!("{waiting} wait for integration"),
-                };
-                format!("every event{since} is one leaf, and {waiting}")
-            }));
-        }
-        checks
     }
 }
 

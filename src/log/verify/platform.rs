@@ -75,11 +75,11 @@ impl Recorded {
                 self.seen_states += 1;
                 match guard_state::parse(body) {
                     Some((digest, open)) => {
-                        self.states.add(leaf.map(|leaf| leaf + self.before), key.xact_id, digest);
+                        self.states.add(leaf.map(|leaf| leaf.saturating_add(self.before)), key.xact_id, digest);
                         self.open.extend(open.map(|what| (key, what.to_owned())));
                     }
                     None => {
-                        let leaf = leaf.map_or(u64::MAX, |leaf| leaf + self.before);
+                        let leaf = leaf.map_or(u64::MAX, |leaf| leaf.saturating_add(self.before));
                         self.states.add_unknown(leaf, key.xact_id);
                     }
                 }
@@ -90,7 +90,7 @@ impl Recorded {
 
     /// A leaf of the platform log whose event is missing or was changed.
     pub fn damaged(&mut self, leaf: u64, key: EventKey) {
-        self.states.add_unknown(leaf + self.before, key.xact_id);
+        self.states.add_unknown(leaf.saturating_add(self.before), key.xact_id);
     }
 
     /// Everything was seen.
@@ -156,7 +156,7 @@ impl Recorded {
     /// The first of a platform log's own anchors, sizes growing, whose guard state was not in force. `before`: as in
     /// [`Recorded::begin_log`].
     pub fn judge_platform(&self, before: u64, anchors: &[Anchor]) -> Option<u64> {
-        let anchors = anchors.iter().map(|anchor| (anchor.size + before, &anchor.guard_state));
+        let anchors = anchors.iter().map(|anchor| (anchor.size.saturating_add(before), &anchor.guard_state));
         self.states.first_misplaced(anchors).map(|size| size - before)
     }
 }

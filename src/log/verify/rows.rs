@@ -5,7 +5,7 @@
 //! together: that is what is being verified.
 #![allow(unsafe_code)] // snapshots and tuples are raw backend structures
 
-use crate::catalog::{Columns, Scratch, Seek, column, named, scan_key, text, varlena};
+use crate::catalog::{Columns, Scratch, Seek, Snapshot, column, named, scan_key, text, varlena};
 use crate::error::Result;
 use crate::log::record::EventKey;
 use crate::query::{self, At};
@@ -14,17 +14,17 @@ use pgrx::pg_sys;
 
 /// The moment that is verified.
 pub struct View {
-    snapshot: pg_sys::Snapshot,
+    snapshot: Snapshot,
     memory: pg_sys::MemoryContext,
 }
 
 impl View {
     /// What is committed now, and what this transaction did so far.
     pub fn open() -> Self {
-        // SAFETY: registered and pushed here, let go of on drop.
+        let snapshot = Snapshot::latest();
+        // SAFETY: pushed here, popped on drop; a process global.
         unsafe {
-            let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-            pg_sys::PushActiveSnapshot(snapshot);
+            pg_sys::PushActiveSnapshot(snapshot.raw());
             View { snapshot, memory: pg_sys::CurrentMemoryContext }
         }
     }
@@ -36,7 +36,7 @@ impl View {
 
     /// For scans that do not outlive this.
     pub fn snapshot(&self) -> pg_sys::Snapshot {
-        self.snapshot
+        self.snapshot.raw()
     }
 
     /// Every row of a query without parameters, each column as text.
@@ -47,13 +47,10 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        // After an error PostgreSQL lets go of both.
+        // After an error PostgreSQL does that.
         if !std::thread::panicking() {
-            // SAFETY: as pushed and registered in open(); whatever was pushed after it is popped.
-            unsafe {
-                pg_sys::PopActiveSnapshot();
-                pg_sys::UnregisterSnapshot(self.snapshot);
-            }
+            // SAFETY: as pushed in open(); whatever was pushed after it is popped.
+            unsafe { pg_sys::PopActiveSnapshot() };
         }
     }
 }

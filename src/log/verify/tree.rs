@@ -101,14 +101,14 @@ impl Suspect {
 
 /// How far an earlier verification got with a log.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Verified {
+pub struct Reached {
     /// Leaves.
     pub size: u64,
     /// Their compact range.
     pub nodes: Vec<Hash>,
 }
 
-impl Verified {
+impl Reached {
     /// The root over them; None where the range is not one of so many leaves.
     pub fn root(&self) -> Option<Hash> {
         CompactRange::from_parts(self.size, self.nodes.clone()).ok().map(|range| range.root())
@@ -153,7 +153,7 @@ pub struct Findings {
     /// The newest anchor's size; 0: there is none.
     pub newest_anchor: u64,
     /// The whole log, to go on from the next time.
-    pub end: Verified,
+    pub end: Reached,
 }
 
 impl Findings {
@@ -251,7 +251,7 @@ impl Above<'_> {
 pub fn verify_log(
     tools: &mut Tools,
     row: &LogRow,
-    verified: Option<&Verified>,
+    verified: Option<&Reached>,
     mut listeners: Listeners<'_>,
     progress: &mut Progress,
 ) -> Result<Findings> {
@@ -380,7 +380,7 @@ pub fn verify_log(
             }
         }
         let range = audit.tree().range();
-        found.end = Verified { size: range.size(), nodes: range.nodes().to_vec() };
+        found.end = Reached { size: range.size(), nodes: range.nodes().to_vec() };
     }
     tiles_beyond(tools, row, &mut found);
     Ok(found)
@@ -392,10 +392,10 @@ fn begin(
     tools: &mut Tools,
     row: &LogRow,
     open: &[Vec<Hash>],
-    verified: Option<&Verified>,
+    verified: Option<&Reached>,
     found: &mut Findings,
 ) -> (Audit, Option<(u64, Hash)>) {
-    let Some(Verified { size, nodes }) = verified.filter(|verified| verified.size > 0) else {
+    let Some(Reached { size, nodes }) = verified.filter(|verified| verified.size > 0) else {
         return (Audit::new(), None);
     };
     // What cannot be read is not believed.
