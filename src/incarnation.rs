@@ -16,7 +16,7 @@ use crate::log::prove::{root_at, signed_checkpoint};
 use crate::log::storage::{self, corrupted};
 use crate::log::stored::{Anchor, Stored};
 use crate::{backend, home};
-use agd_core::{Checkpoint, Hash, Incarnation, name};
+use agd_core::{Checkpoint, Hash, Incarnation, entry, name};
 use pgrx::pg_sys;
 
 c_function!(agd_report_divergence, pg_finfo_agd_report_divergence, answer_report);
@@ -134,9 +134,9 @@ fn begin(reason: Option<&str>) -> Result<()> {
     storage::create_log(&next, None, incarnation, Some(held.base() + backend::transaction_id()))?;
     // The sequencer makes the first event of this transaction leaf 0.
     let body = Incarnation { published, closed, reason: reason.to_owned() }.to_string();
-    event::insert(&Record { body: Some(&body), ..Record::of("INCARNATION") })?;
+    event::insert(&Record { body: Some(&body), ..Record::of(entry::INCARNATION) })?;
     for checkpoint in tails {
-        event::insert(&Record { body: Some(&checkpoint.to_string()), ..Record::of("CHECKPOINT") })?;
+        event::insert(&Record { body: Some(&checkpoint.to_string()), ..Record::of(entry::CHECKPOINT) })?;
     }
     Ok(())
 }

@@ -67,6 +67,15 @@ pub struct Context {
 }
 
 impl Context {
+    /// The memory that it takes, in bytes: about as much as it holds.
+    pub fn bytes(&self) -> usize {
+        let optional = [&self.principal, &self.fleet_id, &self.cause, &self.application_name, &self.client_addr];
+        let strings =
+            [&self.session_user_name, &self.role_name, &self.binding].into_iter().chain(optional.into_iter().flatten());
+        // An allocation is rounded up.
+        size_of::<Self>() + strings.map(|string| string.len() + 16).sum::<usize>()
+    }
+
     /// From a row of agd.transaction.
     pub fn read(row: &Columns) -> Result<Self> {
         let string = |index| -> Result<Option<String>> {

@@ -15,7 +15,7 @@ use crate::event::{self, Record};
 use crate::log::record::{Context, EventKey, Reader};
 use crate::log::storage::{self, Log};
 use crate::{backend, fault, home, query};
-use agd_core::{Checkpoint, Hash, TILE_WIDTH, leaf_hash, name};
+use agd_core::{Checkpoint, Hash, TILE_WIDTH, entry, leaf_hash, name};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -57,8 +57,8 @@ struct Due {
     context: Option<Box<Context>>,
 }
 
-/// So many transactions of a pass keep their record in memory from the first look at it; the others are read again.
-const CONTEXTS_KEPT: usize = 10_000;
+/// So many bytes of transactions' records are kept in memory from the first look at them; the others are read again.
+const CONTEXTS_KEPT: usize = 64 << 20;
 
 struct Pass {
     platform: Log,
@@ -80,11 +80,13 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
 
     let mut reader = Reader::active()?;
     let mut due: Vec<Due> = Vec::new();
+    let mut kept = 0;
     let ranges = old.in_progress.iter().map(|&xact_id| (xact_id, xact_id + 1)).chain([(old.xmax, xmax)]);
     for (from, to) in ranges {
         reader.contexts_between(from, to, |context| {
             let (stamp, xact_id) = (context.stamp, context.xact_id);
-            let context = (due.len() < CONTEXTS_KEPT).then(|| Box::new(context));
+            kept += context.bytes();
+            let context = (kept < CONTEXTS_KEPT).then(|| Box::new(context));
             due.push(Due { stamp, xact_id, context });
         })?;
     }
@@ -265,7 +267,7 @@ fn anchor(log: &mut Log, guard_state: &[u8], now: i64, outcome: &mut Outcome) ->
         outcome.platform_anchors += 1;
     } else {
         let checkpoint = Checkpoint { origin: log.origin.clone(), size: log.tree.size(), root };
-        record("CHECKPOINT", &checkpoint.to_string())?;
+        record(entry::CHECKPOINT, &checkpoint.to_string())?;
         outcome.recorded = true;
     }
     Ok(())

@@ -16,6 +16,7 @@ pub mod report;
 pub mod serve;
 pub mod source;
 pub mod store;
+pub mod succession;
 pub mod tiles;
 pub mod verify;
 

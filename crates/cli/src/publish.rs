@@ -16,13 +16,17 @@ use std::convert::Infallible;
 
 use agd_core::bundle::MAX_ENTRY_LEN;
 use agd_core::note::MAX_NOTE_LEN;
-use agd_core::{Checkpoint, FullTile, Hash, SignedNote, SigningKey, TILE_WIDTH, TiledTree, bundle, leaf_hash, name};
+use agd_core::{
+    Checkpoint, FullTile, Hash, Incarnation, SignedNote, SigningKey, TILE_WIDTH, TiledTree, bundle, entry, leaf_hash,
+    name,
+};
 use thiserror::Error;
 
 use crate::key::LogKey;
 use crate::origin::{Kind, speaks_for};
 use crate::source::{Anchor, LogHead, Receipt, Source, SourceError};
 use crate::store::{self, Reader, StoreError, Writer};
+use crate::succession::{self, Succession};
 use crate::tiles::{self, Piece, TileError};
 use crate::{EXIT_FALSE, EXIT_OK, EXIT_UNCHECKED};
 
@@ -88,6 +92,14 @@ pub enum Refusal {
         /// What is wrong, with the file's name.
         reason: String,
     },
+    /// A later incarnation does not continue what the store holds of the one before.
+    #[error("{origin}: does not continue what is published: {reason}; nothing was signed")]
+    Succession {
+        /// The platform log of the later incarnation.
+        origin: String,
+        /// What its first entry says, and what the store holds.
+        reason: String,
+    },
     /// The database's answer cannot be part of a log.
     #[error("{origin}: {reason}; nothing was signed")]
     Malformed {
@@ -112,6 +124,7 @@ impl Refusal {
             | Self::Vanished { origin, .. }
             | Self::ForeignOrigin { origin, .. }
             | Self::Store { origin, .. }
+            | Self::Succession { origin, .. }
             | Self::Malformed { origin, .. } => origin,
         }
     }
@@ -327,12 +340,9 @@ impl Publisher {
     /// Tells the database what the newest checkpoint of a log is, however far its publication came.
     fn report(&self, source: &mut dyn Source, origin: &str) -> Result<(), Failure> {
         let signer = self.key.signer(origin).map_err(|error| Failure::Key(error.to_string()))?;
-        let names = self.store.reader().list(&format!("{origin}/{}", store::CHECKPOINTS)).map_err(Failure::Store)?;
-        let sizes = names.iter().flatten().filter_map(|listed| store::parse_checkpoint_name(&listed.name));
-        let Some(size) = sizes.max() else { return Ok(()) };
-        match self.stored_at(origin, size, &signer) {
+        match self.newest_stored(origin, &signer) {
             Ok(Some(Stored { checkpoint, note })) => {
-                let tree_size = i64::try_from(size).unwrap_or(i64::MAX);
+                let tree_size = i64::try_from(checkpoint.size).unwrap_or(i64::MAX);
                 Ok(source.report_divergence(origin, &Receipt { tree_size, root: checkpoint.root, note })?)
             }
             Err(LogError::Failed(failure)) => Err(failure),
@@ -400,6 +410,9 @@ impl Publisher {
             }
             .into());
         }
+        if head.tenant.is_none() && !state.published && newest > 0 {
+            self.check_beginning(source, origin)?;
+        }
         // Every anchor at or below the published size once per process, then only the one at that size.
         let from = state.tree.size();
         let first = if known.is_none() { 0 } else { from };
@@ -434,6 +447,40 @@ impl Publisher {
             anchors,
             root: state.tree.root(),
         }))
+    }
+
+    /// The first entry of a later incarnation's platform log must continue what the store holds of the one before, as far as
+    /// the store has it.
+    fn check_beginning(&self, source: &mut dyn Source, origin: &str) -> Result<(), LogError> {
+        if name::split_incarnation(origin).1 < 2 {
+            return Ok(());
+        }
+        let wrong = |reason: String| LogError::from(Refusal::Succession { origin: origin.to_owned(), reason });
+        let first = source.entries(origin, 0, 1)?;
+        let first = first.first().ok_or_else(|| malformed(origin, "the database gives no first entry".to_owned()))?;
+        let entry = entry::parse(&first.1).map_err(|error| wrong(format!("entry 0: {error}")))?;
+        if entry.action != entry::INCARNATION {
+            return Err(wrong(format!("entry 0 is {}, and not what says which log this one continues", entry.action)));
+        }
+        let beginning = Incarnation::parse(entry.body.as_deref().unwrap_or_default())
+            .map_err(|error| wrong(format!("entry 0 does not say what the log continues: {error}")))?;
+        let newest = |log: &str| -> Result<Option<(u64, Hash)>, LogError> {
+            let signer = self.key.signer(log).map_err(|error| LogError::Failed(Failure::Key(error.to_string())))?;
+            let stored = self.newest_stored(log, &signer)?;
+            Ok(stored.map(|Stored { checkpoint, .. }| (checkpoint.size, checkpoint.root)))
+        };
+        match succession::judge(origin, &beginning, newest)? {
+            Succession::Broken(reason) => Err(wrong(reason)),
+            Succession::Holds | Succession::Unknown(_) => Ok(()),
+        }
+    }
+
+    /// The newest checkpoint of a log that was ever written, however far its publication came.
+    fn newest_stored(&self, origin: &str, signer: &SigningKey) -> Result<Option<Stored>, LogError> {
+        let names = self.store.reader().list(&format!("{origin}/{}", store::CHECKPOINTS));
+        let names = names.map_err(|error| LogError::Failed(Failure::Store(error)))?;
+        let newest = names.iter().flatten().filter_map(|listed| store::parse_checkpoint_name(&listed.name)).max();
+        newest.map_or(Ok(None), |size| self.stored_at(origin, size, signer))
     }
 
     /// The origin must be one this key speaks for, and the tenant the one the origin names.

@@ -9,9 +9,10 @@ use std::process::Command;
 
 use agd_cli::key::LogKey;
 use agd_cli::policy::Policy;
+use agd_cli::publish::Refusal;
 use agd_cli::report;
 use agd_cli::store::{Writer, checkpoint_path};
-use agd_core::{Checkpoint, Incarnation, SignedNote, bundle};
+use agd_core::{Checkpoint, Incarnation, SignedNote, bundle, leaf_hash};
 use common::*;
 use proptest::prelude::*;
 use zeroize::Zeroizing;
@@ -562,20 +563,60 @@ fn a_later_incarnation_continues_what_is_published() {
     assert_eq!(publish(dir.path(), &mut database).exit_code(), 0);
     let report = verify(dir.path());
     assert_eq!(report.exit_code(), 0, "{:?}", findings(&report));
+    // Who does not have the second cannot tell what the third continues; nothing contradicts it.
     std::fs::remove_dir_all(dir.path().join(&second)).unwrap();
-    names(dir.path(), &format!("{third}/checkpoint"));
+    cannot_tell(dir.path(), &third);
+}
+
+/// The verdict is that it is not known what a log continues.
+fn cannot_tell(root: &Path, origin: &str) {
+    let report = verify(root);
+    assert_eq!(report.exit_code(), 2, "{:?}", findings(&report));
+    let log = report.logs.iter().find(|log| log.origin == origin).unwrap();
+    assert!(
+        log.result.unchecked.iter().any(|text| text.starts_with("entry 0 continues")),
+        "{:?}",
+        log.result.unchecked
+    );
+}
+
+/// What another publisher would write of a small log, one that asks nothing.
+fn put_log(root: &Path, database: &FakeDatabase, origin: &str) {
+    let entries = &database.logs[origin].entries;
+    let leaves: Vec<_> = entries.iter().map(|entry| leaf_hash(entry)).collect();
+    let (size, root_hash) = (entries.len() as u64, database.logs[origin].root_at(entries.len() as u64));
+    let text = Checkpoint { origin: origin.to_owned(), size, root: root_hash }.to_string();
+    let note = SignedNote::sign(&text, &key().signer(origin).unwrap()).unwrap().to_string().into_bytes();
+    for (name, bytes) in [
+        (format!("{origin}/tile/entries/000.p/{size}"), bundle::encode(entries).unwrap()),
+        (format!("{origin}/tile/0/000.p/{size}"), leaves.concat()),
+        (checkpoint_path(origin, size), note.clone()),
+        (format!("{origin}/checkpoint"), note),
+    ] {
+        let path = root.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_store_that_lagged_behind_cannot_tell_what_an_incarnation_continues() {
+    let (dir, mut database) = sample();
+    let mut body = lost(dir.path(), PLATFORM);
+    body.published.size += 1;
+    let second = database.begin_incarnation(&body);
+    assert_eq!(publish(dir.path(), &mut database).exit_code(), 0);
+    cannot_tell(dir.path(), &second);
 }
 
 #[test]
 fn an_incarnation_that_continues_something_else_is_false() {
     let acme = tenant_origin("acme");
     type Change = fn(&mut Incarnation);
-    let changes: [(&str, Change); 9] = [
+    let changes: [(&str, Change); 7] = [
         (PLATFORM, |body| body.published.size -= 1),
-        (PLATFORM, |body| body.published.size += 1),
         (PLATFORM, |body| body.published.root = [5; 32]),
-        (PLATFORM, |body| body.published.origin = "agd-1/app/t/beta".to_owned()),
-        (PLATFORM, |body| body.published.origin = "agd-1/app/t/gamma".to_owned()),
+        (PLATFORM, |body| (body.published.origin, body.published.size) = ("agd-1/app/t/beta".to_owned(), 1)),
         (&acme, |body| body.published.size -= 1),
         (&acme, |body| body.published.root = [5; 32]),
         // The platform log was not lost, and yet shorter than what is published of it, or another.
@@ -587,11 +628,20 @@ fn an_incarnation_that_continues_something_else_is_false() {
         let mut body = lost(dir.path(), origin);
         change(&mut body);
         let second = database.begin_incarnation(&body);
-        assert_eq!(publish(dir.path(), &mut database).exit_code(), 0);
+        let before = files(dir.path());
+        let round = publish(dir.path(), &mut database);
         if body.closed.size == u64::MAX {
+            assert_eq!(round.exit_code(), 0);
             let report = verify(dir.path());
             assert_eq!(report.exit_code(), 0, "{:?}", findings(&report));
         } else {
+            // The publisher sees it before it signs; where another one did sign, the verifier does.
+            assert!(
+                matches!(&round.refusals[..], [Refusal::Succession { origin, .. }] if *origin == second),
+                "{number}"
+            );
+            assert_eq!(files(dir.path()), before);
+            put_log(dir.path(), &database, &second);
             let report = verify(dir.path());
             let findings = findings(&report);
             assert_eq!(report.exit_code(), 1, "{number}");
@@ -608,10 +658,16 @@ fn what_begins_an_incarnation_is_its_first_entry_and_stands_nowhere_else() {
         let body = lost(dir.path(), PLATFORM);
         let second = database.begin_incarnation(&body);
         let beginning = entry(88_888, 1, None, "INCARNATION", Some(&body.to_string()));
+        let first = database.log(&second).entries[0].clone();
         change(database.log(&second), beginning);
         database.log(&second).anchors.clear();
         database.anchor_alone(&second);
-        assert_eq!(publish(dir.path(), &mut database).exit_code(), 0);
+        // The publisher refuses what begins wrongly; what comes later is the verifier's to find.
+        let refused = publish(dir.path(), &mut database).exit_code() == 1;
+        assert_eq!(refused, database.log(&second).entries[0] != first);
+        if refused {
+            put_log(dir.path(), &database, &second);
+        }
         let report = verify(dir.path());
         assert_eq!(report.exit_code(), 1);
         findings(&report).into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("\n")

@@ -18,6 +18,12 @@ use crate::merkle::Hash;
 /// The value of the `v` field: the version of this format.
 pub const VERSION: u32 = 1;
 
+/// The action of an entry whose body is a tenant's checkpoint text; only a platform log has such entries.
+pub const CHECKPOINT: &str = "CHECKPOINT";
+
+/// The action of the entry that begins a later incarnation's platform log; its body is an [`Incarnation`](crate::Incarnation).
+pub const INCARNATION: &str = "INCARNATION";
+
 /// Which event: the transaction's 64-bit id and the event's number in it. Prints as `7431-2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId {

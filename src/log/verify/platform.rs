@@ -15,7 +15,7 @@
 use crate::log::record::EventKey;
 use crate::log::verify::rows::Anchor;
 use agd_core::guard_state::{self, History};
-use agd_core::{Checkpoint, Hash};
+use agd_core::{Checkpoint, Hash, entry};
 use std::collections::HashMap;
 
 /// A checkpoint of a tenant's log in the platform log.
@@ -64,7 +64,7 @@ impl Recorded {
     /// An event of the platform log. `leaf` None: it waits for integration.
     pub fn see(&mut self, leaf: Option<u64>, key: EventKey, action: &str, body: &str) {
         match action {
-            "CHECKPOINT" => {
+            entry::CHECKPOINT => {
                 if let Ok(Checkpoint { origin, size, root }) = Checkpoint::parse(body)
                     && self.only.as_ref().is_none_or(|only| *only == origin)
                 {

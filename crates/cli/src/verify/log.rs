@@ -22,12 +22,6 @@ use crate::publish::hex;
 use crate::store::{self, Reader, StoreError};
 use crate::tiles::{self, Found, Piece, TileError};
 
-/// The action of an entry whose body is a tenant's checkpoint text.
-const CHECKPOINT_ACTION: &str = "CHECKPOINT";
-
-/// The action of the entry that begins a later incarnation's platform log.
-const INCARNATION_ACTION: &str = "INCARNATION";
-
 /// Checkpoints with a wrong root that are named one by one; the rest is counted.
 const NAMED_ROOTS: u64 = 3;
 
@@ -575,7 +569,7 @@ impl Check<'_> {
                 let other = entry.tenant.as_deref().unwrap_or("no tenant");
                 self.wrong_entry(place, format!("is of {other}, in the log of {tenant}"));
             }
-            Kind::Platform if entry.action == CHECKPOINT_ACTION => self.claim(entry, place),
+            Kind::Platform if entry.action == entry::CHECKPOINT => self.claim(entry, place),
             _ => {}
         }
         if self.job.kind == Kind::Platform {
@@ -586,7 +580,7 @@ impl Check<'_> {
     /// The first entry of a later incarnation's platform log, and no other one, says what the log continues.
     fn beginning(&mut self, entry: &OwnedEntry, place: (&String, u64, u64)) {
         let begins = place.1 == 0 && name::split_incarnation(self.job.origin).1 > 1;
-        match (begins, entry.action == INCARNATION_ACTION) {
+        match (begins, entry.action == entry::INCARNATION) {
             (true, true) => match Incarnation::parse(entry.body.as_deref().unwrap_or_default()) {
                 Ok(continues) => self.result.continues = Some(continues),
                 Err(error) => self.wrong_entry(place, format!("does not say what the log continues: {error}")),

@@ -11,16 +11,18 @@ pub mod findings;
 pub mod log;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use agd_core::{Incarnation, name};
+use agd_core::name;
 
 use crate::origin::Kind;
 use crate::policy::Policy;
-use crate::publish::hex;
 use crate::store::{Reader, StoreError};
+use crate::succession::{self, Succession};
 use crate::{EXIT_FALSE, EXIT_OK, EXIT_UNCHECKED};
+use findings::Finding;
 use log::{Claim, Job, LogResult};
 
 /// How much of a tenant's log the platform log covers.
@@ -164,13 +166,17 @@ pub fn run(reader: &Reader, policy: Option<&Policy>, progress: &AtomicU64) -> Re
     }
     for at in 0..platforms.len() {
         let (origin, _) = platforms[at];
-        if let Some(problem) = broken_succession(origin, &platform_results[at], |log| {
+        let judged = judge_succession(origin, &platform_results[at], |log| {
             let platform = platforms.iter().position(|(origin, _)| *origin == log).map(|at| &platform_results[at]);
             platform.or_else(|| newest_of_tenant(&by_platform, log))
-        }) {
-            let file = crate::store::newest_path(origin);
-            let finding = findings::Finding { file, index: Some(0), offset: None, message: problem };
-            platform_results[at].findings.add(finding);
+        });
+        match judged {
+            Succession::Holds => {}
+            Succession::Unknown(what) => platform_results[at].unchecked.push(what),
+            Succession::Broken(message) => {
+                let file = crate::store::newest_path(origin);
+                platform_results[at].findings.add(Finding { file, index: Some(0), offset: None, message });
+            }
         }
     }
     for ((origin, _), result) in platforms.iter().zip(platform_results) {
@@ -196,61 +202,28 @@ fn newest_of_tenant<'a>(by_platform: &'a HashMap<&str, Vec<LogReport>>, log: &st
     by_platform.values().flatten().find(|report| report.origin == log).map(|report| &report.result)
 }
 
-/// Why a later incarnation's platform log does not continue what is published of the incarnation before it. `None`: it does,
-/// or it is a first one, or what it says could not be read and that is reported.
-///
-/// What it continues is the newest checkpoint that the database had lost. Where that is a tenant's, the platform log that
-/// the database closed must have been no shorter than the published one.
-fn broken_succession<'a>(
+/// Whether a later incarnation's platform log continues what is published of the incarnation before it. A first one has nothing
+/// to continue, and of one whose beginning could not be read that is reported already.
+fn judge_succession<'a>(
     origin: &str,
     result: &LogResult,
     result_of: impl Fn(&str) -> Option<&'a LogResult>,
-) -> Option<String> {
-    let (log_name, incarnation) = name::split_incarnation(origin);
-    if incarnation < 2 {
-        return None;
+) -> Succession {
+    if name::split_incarnation(origin).1 < 2 {
+        return Succession::Holds;
     }
-    let before = name::incarnation_origin(log_name, incarnation - 1);
-    let Some(Incarnation { published, closed, .. }) = &result.continues else {
-        let reported = result.findings.count() > 0 || !result.unchecked.is_empty();
-        return (!reported).then(|| "the log has no first entry that says which log it continues".to_owned());
+    let Some(beginning) = &result.continues else {
+        if result.findings.count() > 0 || !result.unchecked.is_empty() {
+            return Succession::Holds;
+        }
+        return Succession::Broken("the log has no first entry that says which log it continues".to_owned());
     };
-    if closed.origin != before {
-        return Some(format!("entry 0 says that the log continues {}, not {before}", closed.origin));
-    }
     let newest = |log: &str| {
-        let result = result_of(log)?;
-        result.signed_root.map(|root| (result.size, root))
+        let newest = result_of(log).and_then(|result| result.signed_root.map(|root| (result.size, root)));
+        Ok::<_, Infallible>(newest)
     };
-    let Some((size, root)) = newest(&published.origin) else {
-        return Some(format!(
-            "entry 0 continues {} at size {}, of which this store has no checkpoint",
-            published.origin, published.size
-        ));
-    };
-    if (size, root) != (published.size, published.root) {
-        return Some(format!(
-            "entry 0 continues {} at size {} with root {}, but its newest checkpoint is of size {size} with root {}",
-            published.origin,
-            published.size,
-            hex(&published.root),
-            hex(&root)
-        ));
-    }
-    if published.origin == before {
-        return None;
-    }
-    match newest(&before) {
-        None => Some(format!("entry 0 continues {before}, of which this store has no checkpoint")),
-        Some((size, root)) if size > closed.size || size == closed.size && root != closed.root => Some(format!(
-            "entry 0 says that {before} was closed at size {} with root {}, but its newest checkpoint is of size {size} \
-             with root {}",
-            closed.size,
-            hex(&closed.root),
-            hex(&root)
-        )),
-        Some(_) => None,
-    }
+    let Ok(succession) = succession::judge(origin, beginning, newest);
+    succession
 }
 
 /// Compares the published checkpoints of a tenant's log with the platform log's entries about it.
