@@ -12,7 +12,7 @@ ARGS    ?=
 export PG_CONFIG
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test psql bench install package check clean
+.PHONY: help demo test psql bench fuzz install package check clean
 
 help:
 	@echo 'agd: no audit record, no write.'
@@ -27,6 +27,7 @@ help:
 	@echo '       ONLY=core|pgtest|live|regress one kind of test'
 	@echo '       FILTER=name                   tests whose name contains this'
 	@echo '  make bench                         what it costs (ARGS=… goes to the benchmark)'
+	@echo '  make fuzz                          every parser, ten minutes each (ARGS="--seconds 60 note" for less)'
 	@echo '  make check                         formatting, lints and the layout rules'
 	@echo '  make clean                         remove what was built (.tools stays: it is slow to make)'
 	@echo
@@ -40,6 +41,9 @@ psql:
 
 bench:
 	@$(PYTHON) dev/build.py run bench $(ARGS)
+
+fuzz:
+	@$(PYTHON) dev/fuzz.py $(ARGS)
 
 test:
 	@$(PYTHON) dev/test.py $(if $(VERSION),--version $(VERSION)) $(if $(ONLY),--only $(ONLY)) $(FILTER)
