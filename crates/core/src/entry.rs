@@ -5,6 +5,8 @@
 //! holds no row data: images enter as digests, so that erasing them leaves every proof intact. It never allocates while
 //! encoding beyond the buffer it is given, and never reads a clock.
 
+mod parse;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -14,6 +16,8 @@ use thiserror::Error;
 use crate::bundle::MAX_ENTRY_LEN;
 use crate::checkpoint::parse_decimal;
 use crate::merkle::Hash;
+
+pub use parse::{Digest, ParsedEntry, Text, parse, read};
 
 /// The value of the `v` field: the version of this format.
 pub const VERSION: u32 = 1;
@@ -357,193 +361,6 @@ fn civil_from_days(days: i64) -> (i32, u32, u32) {
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = era * 400 + year_of_era + i64::from(month <= 2);
     (year as i32, month as u32, day as u32)
-}
-
-/// The inverse of [`civil_from_days`] for months 1 to 12 and days 1 to 31.
-fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let month_from_march = if month > 2 { month - 3 } else { month + 9 };
-    let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
-    let year_of_era = year.rem_euclid(400);
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    year.div_euclid(400) * 146_097 + day_of_era - 719_468
-}
-
-/// Reads an entry: exactly the bytes that [`Entry::encode_into`] writes for some event.
-///
-/// # Errors
-/// [`EntryError::TooLong`], [`EntryError::Utf8`], [`EntryError::NotCanonical`] with the first byte that is not as
-/// expected.
-pub fn parse(bytes: &[u8]) -> Result<OwnedEntry, EntryError> {
-    if bytes.len() > MAX_ENTRY_LEN {
-        return Err(EntryError::TooLong { len: bytes.len() });
-    }
-    let input = std::str::from_utf8(bytes).map_err(|error| EntryError::Utf8 { offset: error.valid_up_to() })?;
-    let mut reader = Reader { input, at: 0 };
-    let entry = reader.entry().map_err(|NotCanonical| EntryError::NotCanonical { offset: reader.at })?;
-    // Whatever the reader was lenient about (a 30th of February, a needless escape) shows here.
-    let mut again = Vec::with_capacity(bytes.len());
-    entry.as_entry().encode_into(&mut again);
-    if again != bytes {
-        let same = again.iter().zip(bytes).take_while(|(a, b)| a == b).count();
-        return Err(EntryError::NotCanonical { offset: same });
-    }
-    Ok(entry)
-}
-
-struct NotCanonical;
-
-/// Reads the fields in their canonical order. `at` is always on a character boundary and, after an error, where the
-/// field that failed begins.
-struct Reader<'a> {
-    input: &'a str,
-    at: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn entry(&mut self) -> Result<OwnedEntry, NotCanonical> {
-        // Fields in a struct expression are evaluated in the order written: the order of the bytes.
-        let entry = OwnedEntry {
-            action: self.text("{\"action\":\"")?,
-            application_name: self.optional_text(",\"application_name\":\"")?,
-            at: self.time(",\"at\":\"")?,
-            binding: self.text(",\"binding\":\"")?,
-            body: self.optional_text(",\"body\":\"")?,
-            cause: self.optional_text(",\"cause\":\"")?,
-            client_addr: self.optional_text(",\"client_addr\":\"")?,
-            committed_at: self.time(",\"committed_at\":\"")?,
-            event_id: self.parsed(",\"event_id\":\"", |id| id.parse().ok())?,
-            fleet_id: self.optional_text(",\"fleet_id\":\"")?,
-            guard_id: self.optional_text(",\"guard_id\":\"")?,
-            new: self.digest(",\"new\":\"sha256:")?,
-            old: self.digest(",\"old\":\"sha256:")?,
-            principal: self.optional_text(",\"principal\":\"")?,
-            relation: self.optional_text(",\"relation\":\"")?,
-            role_name: self.text(",\"role_name\":\"")?,
-            row_key: self.digest(",\"row_key\":\"sha256:")?,
-            session_user_name: self.text(",\"session_user_name\":\"")?,
-            tenant: self.optional_text(",\"tenant\":\"")?,
-        };
-        if &self.input[self.at..] == ",\"v\":1}" { Ok(entry) } else { Err(NotCanonical) }
-    }
-
-    /// The raw text between `key`, which ends inside the string, and the closing quote; `None` when `key` is not next.
-    fn raw(&mut self, key: &str) -> Result<Option<&'a str>, NotCanonical> {
-        let Some(rest) = self.input[self.at..].strip_prefix(key) else {
-            return Ok(None);
-        };
-        // A quote ends the string unless an odd number of backslashes stands before it.
-        let mut end = rest.find('"').ok_or(NotCanonical)?;
-        while rest[..end].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1 {
-            end += 1 + rest[end + 1..].find('"').ok_or(NotCanonical)?;
-        }
-        self.at += key.len() + end + 1;
-        Ok(Some(&rest[..end]))
-    }
-
-    fn optional<T>(&mut self, key: &str, read: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, NotCanonical> {
-        let start = self.at;
-        let Some(raw) = self.raw(key)? else {
-            return Ok(None);
-        };
-        let value = read(raw);
-        if value.is_none() {
-            self.at = start;
-        }
-        value.map(Some).ok_or(NotCanonical)
-    }
-
-    fn parsed<T>(&mut self, key: &str, read: impl FnOnce(&str) -> Option<T>) -> Result<T, NotCanonical> {
-        self.optional(key, read)?.ok_or(NotCanonical)
-    }
-
-    fn text(&mut self, key: &str) -> Result<String, NotCanonical> {
-        self.parsed(key, unescape)
-    }
-
-    fn optional_text(&mut self, key: &str) -> Result<Option<String>, NotCanonical> {
-        self.optional(key, unescape)
-    }
-
-    fn time(&mut self, key: &str) -> Result<i64, NotCanonical> {
-        self.parsed(key, parse_time)
-    }
-
-    fn digest(&mut self, key: &str) -> Result<Option<Hash>, NotCanonical> {
-        self.optional(key, parse_digest)
-    }
-}
-
-/// 64 hex digits.
-fn parse_digest(raw: &str) -> Option<Hash> {
-    let raw: &[u8; 64] = raw.as_bytes().try_into().ok()?;
-    let mut digest = [0; 32];
-    let mut all = 0;
-    for (byte, pair) in digest.iter_mut().zip(raw.as_chunks::<2>().0) {
-        let (high, low) = (NIBBLES[usize::from(pair[0])], NIBBLES[usize::from(pair[1])]);
-        all |= high | low;
-        *byte = high << 4 | low;
-    }
-    (all < 16).then_some(digest)
-}
-
-/// The value of a lower-case hex digit; 16 for every other byte.
-const NIBBLES: [u8; 256] = {
-    let mut nibbles = [16; 256];
-    let mut value = 0;
-    while value < 16 {
-        nibbles[HEX[value as usize] as usize] = value;
-        value += 1;
-    }
-    nibbles
-};
-
-fn unescape(raw: &str) -> Option<String> {
-    let mut value = String::with_capacity(raw.len());
-    let mut rest = raw;
-    while let Some(plain) = rest.find('\\') {
-        value.push_str(&rest[..plain]);
-        rest = &rest[plain + 1..];
-        let (kind, tail) = rest.split_at_checked(1)?;
-        rest = tail;
-        value.push(match kind {
-            "\"" => '"',
-            "\\" => '\\',
-            "b" => '\u{8}',
-            "t" => '\t',
-            "n" => '\n',
-            "f" => '\u{C}',
-            "r" => '\r',
-            "u" => {
-                let (digits, tail) = rest.split_at_checked(4)?;
-                rest = tail;
-                char::from(u8::from_str_radix(digits.strip_prefix("00")?, 16).ok()?)
-            }
-            _ => return None,
-        });
-    }
-    value.push_str(rest);
-    Some(value)
-}
-
-/// Microseconds since the Unix epoch of `2026-11-20T21:31:05.000001Z`, or the same with a signed six-digit year.
-fn parse_time(raw: &str) -> Option<i64> {
-    let signed = raw.starts_with(['+', '-']);
-    let (year, rest) = raw.split_at_checked(if signed { 7 } else { 4 })?;
-    let field = |start: usize, len: usize| -> Option<i64> {
-        let digits = rest.get(start..start + len)?;
-        if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
-    };
-    let year: i64 = year.parse().ok()?;
-    let (month, day) = (field(1, 2)?, field(4, 2)?);
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || rest.len() != 23 {
-        return None;
-    }
-    let second = field(7, 2)? * 3600 + field(10, 2)? * 60 + field(13, 2)?;
-    let of_day = second * SECOND + field(16, 6)?;
-    // i128: the first day that an i64 reaches begins before the i64 does.
-    let micros = i128::from(days_from_civil(year, month, day)) * i128::from(DAY) + i128::from(of_day);
-    i64::try_from(micros).ok()
 }
 
 /// Which image of a row.

@@ -86,11 +86,10 @@ impl TiledTree {
 
     /// Appends 256 leaves of which only their tile's root is known; the size must be a multiple of 256. That tile itself
     /// is not handed to `full`.
-    pub(crate) fn push_tile<E>(
-        &mut self,
-        root: Hash,
-        full: &mut impl FnMut(FullTile<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    ///
+    /// # Errors
+    /// As [`TiledTree::push`].
+    pub fn push_tile<E>(&mut self, root: Hash, full: &mut impl FnMut(FullTile<'_>) -> Result<(), E>) -> Result<(), E> {
         self.insert(1, root, full)
     }
 
@@ -155,6 +154,11 @@ fn append(open: &mut Vec<Vec<Hash>>, level: usize, hash: Hash) {
         open.push(Vec::with_capacity(TILE_WIDTH as usize));
     }
     open[level].push(hash);
+}
+
+/// The root of a full tile's hashes; `None` unless there are 256 of them.
+pub fn full_root(hashes: &[Hash]) -> Option<Hash> {
+    if hashes.len() as u64 == TILE_WIDTH { perfect_root(hashes) } else { None }
 }
 
 /// floor(size / 256^level): how many hashes a tile level holds in a tree of `size` leaves.
