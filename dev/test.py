@@ -29,6 +29,7 @@ import cluster
 import setup
 import stage
 from pooler import pgbouncer
+from s3 import s3_server
 from shell import ROOT, Failed, as_user, give, main, output, say, took, unprivileged, which
 
 KINDS = ("core", "pgtest", "live", "regress")
@@ -153,6 +154,8 @@ def plain(tally, env):
 
 def core(tally, env, wanted, programs):
     """agd-core and the command line, on their own."""
+    if (server := s3_server()) is not None:
+        env = {**env, "AGD_S3_SERVER": str(server)}
     for folder, name, path in programs:
         if folder != LIVE:
             start = time.monotonic()

@@ -2,8 +2,8 @@
 //!
 //! Owns everything outside PostgreSQL: the key file, the store's layout and its durable writes, the rule that only a
 //! continuation of what was published is ever signed, and the offline verifier. Hashing, tiles, notes and entries come
-//! from `agd-core`. It never trusts the database about what was published before, and the verifier never opens a network
-//! connection.
+//! from `agd-core`. It never trusts the database about what was published before, and the verifier opens no network
+//! connection but to the store, where that is a bucket.
 #![forbid(unsafe_code)]
 
 pub mod database;

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use agd_cli::policy::{MAX_POLICY, Policy};
@@ -52,9 +52,12 @@ struct Publish {
     /// postgresql:// URL or key=value string of a member of agd_publisher (password: PGPASSWORD)
     #[arg(long, value_name = "URL", env = "AGD_DATABASE", hide_env_values = true)]
     database: String,
-    /// file:///folder or a path; the folder must exist
+    /// s3://bucket/prefix (credentials and endpoint: AWS_… in the environment), file:///folder or a path; it must exist
     #[arg(long, value_name = "STORE")]
     store: String,
+    /// Exit with code 2 unless the store is a bucket that locks every object by a default retention
+    #[arg(long)]
+    require_object_lock: bool,
     /// The key file that `agd keygen` made; readable by its owner only
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
@@ -72,7 +75,7 @@ struct Publish {
 /// Prove everything a store says from its files alone.
 #[derive(Debug, Args)]
 struct Verify {
-    /// file:///folder or a path
+    /// s3://bucket/prefix, file:///folder or a path
     store: String,
     /// Trusted keys in the C2SP tlog-policy format; without it signatures are not checked and the exit code is 2 at best
     #[arg(long, value_name = "FILE")]
@@ -115,6 +118,7 @@ fn run_publish(args: Publish) -> Result<u8, String> {
     let options = Options {
         database: database::parse_config(&args.database, password).map_err(say)?,
         store: parse_location(&args.store).map_err(say)?,
+        require_object_lock: args.require_object_lock,
         key: args.key,
         once: args.once,
         interval: args.interval,
@@ -137,9 +141,15 @@ fn run_verify(args: &Verify) -> Result<u8, String> {
             Some(Policy::parse(&text).map_err(|error| named(&error))?)
         }
     };
-    let counter = AtomicU64::new(0);
-    let work = || verify::run(&reader, policy.as_ref(), &counter);
-    let result = report::with_progress(&counter, "entry", work).map_err(say)?;
+    let (counter, total) = (AtomicU64::new(0), AtomicU64::new(0));
+    let work = || {
+        // Only for a person who watches: it costs a look at every log.
+        if io::stderr().is_terminal() {
+            total.store(verify::published_entries(&reader), Ordering::Relaxed);
+        }
+        verify::run(&reader, policy.as_ref(), &counter)
+    };
+    let result = report::with_progress_of(&counter, &total, "entry", work).map_err(say)?;
     let mut stdout = io::stdout();
     let written = if args.json {
         writeln!(stdout, "{}", report::verify_json(&result, &args.store))

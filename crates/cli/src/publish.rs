@@ -216,12 +216,10 @@ impl From<SourceError> for LogError {
     }
 }
 
-/// An object that cannot be read as what it should be is false; a disk that does not answer is not.
+/// An object that cannot be read as what it should be is false; a disk or a server that does not answer is not.
 fn store_error(origin: &str, error: TileError) -> LogError {
     match error {
-        TileError::Store(error @ (StoreError::Io { .. } | StoreError::Locked { .. })) => {
-            LogError::Failed(Failure::Store(error))
-        }
+        TileError::Store(error) if error.is_unavailable() => LogError::Failed(Failure::Store(error)),
         other => refused_store(origin, other.to_string()),
     }
 }
@@ -302,6 +300,8 @@ impl Publisher {
                 Ok(published) => round.published.extend(published),
                 Err(error) => {
                     self.known.remove(&head.origin);
+                    // What this log had under way is no other log's matter.
+                    let _ = self.store.sync();
                     match error {
                         LogError::Refused(refusal) => {
                             if refusal.is_divergence()
@@ -535,14 +535,13 @@ impl Publisher {
             let reason = "the last entry bundle does not give the leaf hashes of its tile";
             return Err(refused_store(origin, reason.to_owned()));
         }
+        let after = stored.as_ref().map(|stored| store::checkpoint_name(stored.checkpoint.size)).unwrap_or_default();
         let names = reader
-            .list(&format!("{origin}/{}", store::CHECKPOINTS))
+            .list_after(&format!("{origin}/{}", store::CHECKPOINTS), &after)
             .map_err(|error| LogError::Failed(Failure::Store(error)))?;
         let mut signed_ahead = BTreeMap::new();
-        for listed in names.unwrap_or_default() {
-            let size = store::parse_checkpoint_name(&listed.name);
-            let ahead = size.filter(|size| stored.is_none() || *size > tree.size());
-            if let Some(size) = ahead {
+        for listed in names {
+            if let Some(size) = store::parse_checkpoint_name(&listed.name) {
                 let stored = self.stored_at(origin, size, signer)?;
                 signed_ahead.extend(stored.map(|stored| (size, stored.checkpoint.root)));
             }
@@ -619,7 +618,7 @@ impl Publisher {
                 receipts.push(anchor.receipt(note));
             }
         }
-        self.sync()?;
+        self.sync(origin)?;
         self.record(source, origin, &receipts)?;
         Ok(signed)
     }
@@ -635,12 +634,12 @@ impl Publisher {
         for (path, bytes) in objects {
             self.store.put(path, bytes).map_err(|error| store_error(origin, error.into()))?;
         }
-        self.sync()?;
+        self.sync(origin)?;
         let mut receipts = Vec::with_capacity(batch.len());
         for anchor in batch {
             receipts.push(anchor.receipt(self.put_checkpoint(origin, signer, anchor)?));
         }
-        self.sync()?;
+        self.sync(origin)?;
         let newest = receipts.last().map(|receipt| receipt.note.as_bytes()).unwrap_or_default();
         let replaced = self.store.replace(&store::newest_path(origin), newest);
         replaced.map_err(|error| store_error(origin, error.into()))?;
@@ -657,8 +656,9 @@ impl Publisher {
         Ok(note)
     }
 
-    fn sync(&mut self) -> Result<(), LogError> {
-        self.store.sync().map_err(|error| LogError::Failed(Failure::Store(error)))
+    /// Everything that was put is durable after this, or this log is not gone on with.
+    fn sync(&mut self, origin: &str) -> Result<(), LogError> {
+        self.store.sync().map_err(|error| store_error(origin, error.into()))
     }
 
     fn record(&self, source: &mut dyn Source, origin: &str, receipts: &[Receipt]) -> Result<(), LogError> {

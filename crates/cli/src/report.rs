@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -120,6 +120,17 @@ impl PublishOutput {
         writeln!(out, "REFUSED {}", plain(&refusal.to_string()))
     }
 
+    /// Something that is done, but not as well as it could be.
+    ///
+    /// # Errors
+    /// What the stream says.
+    pub fn warning(self, out: &mut dyn Write, text: &str) -> io::Result<()> {
+        if self.json {
+            return writeln!(out, "{}", json!({ "event": "warning", "message": text }));
+        }
+        writeln!(out, "warning: {}", plain(text))
+    }
+
     /// Something that could not be done.
     ///
     /// # Errors
@@ -155,17 +166,27 @@ impl PublishOutput {
 
 /// Shows a counter on standard error while something long runs, when a person watches.
 pub fn with_progress<T>(counter: &AtomicU64, noun: &str, work: impl FnOnce() -> T) -> T {
+    with_progress_of(counter, &AtomicU64::new(0), noun, work)
+}
+
+/// As [`with_progress`], with how much there is to do; 0 as long as that is not known.
+pub fn with_progress_of<T>(counter: &AtomicU64, total: &AtomicU64, noun: &str, work: impl FnOnce() -> T) -> T {
     if !io::stderr().is_terminal() {
         return work();
     }
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let ticker = scope.spawn(|| {
+            let mut start = None;
             while !done.load(Ordering::Relaxed) {
                 std::thread::park_timeout(Duration::from_millis(300));
                 let count = counter.load(Ordering::Relaxed);
                 if count > 0 {
-                    let _ = write!(io::stderr(), "\r{} …\x1b[K", counted(count, noun));
+                    // What comes before the first of them, a walk over folders, says nothing about how fast they are.
+                    let (since, first) = *start.get_or_insert_with(|| (Instant::now(), count));
+                    let line =
+                        progress_line(count, total.load(Ordering::Relaxed), count - first, since.elapsed(), noun);
+                    let _ = write!(io::stderr(), "\r{line} …\x1b[K");
                 }
             }
             let _ = write!(io::stderr(), "\r\x1b[K");
@@ -175,6 +196,33 @@ pub fn with_progress<T>(counter: &AtomicU64, noun: &str, work: impl FnOnce() -> 
         ticker.thread().unpark();
         result
     })
+}
+
+/// `45 %  1,200,000 of 2,700,000 entries  812,345/s  0:02 left`, as far as it is known.
+fn progress_line(count: u64, total: u64, since_start: u64, elapsed: Duration, noun: &str) -> String {
+    let rate = since_start as f64 / elapsed.as_secs_f64().max(0.001);
+    let total = total.max(count);
+    let mut line = counted(count, noun);
+    if total > count {
+        line = format!(
+            "{:2} %  {} of {}",
+            u128::from(count) * 100 / u128::from(total),
+            grouped(count),
+            counted(total, noun)
+        );
+    }
+    if since_start > 0 {
+        let _ = write!(line, "  {}/s", grouped(rate as u64));
+        if total > count {
+            let left = ((total - count) as f64 / rate) as u64;
+            let (hours, minutes, seconds) = (left / 3600, left / 60 % 60, left % 60);
+            let _ = match hours {
+                0 => write!(line, "  {minutes}:{seconds:02} left"),
+                _ => write!(line, "  {hours}:{minutes:02}:{seconds:02} left"),
+            };
+        }
+    }
+    line
 }
 
 /// Writes the verifier's report for a person.
@@ -346,6 +394,16 @@ mod tests {
         assert_eq!(counted(1, "entry"), "1 entry");
         assert_eq!(counted(2_000, "entry"), "2,000 entries");
         assert_eq!(counted(0, "log"), "0 logs");
+    }
+
+    #[test]
+    fn progress_says_what_is_known() {
+        let line = |count, total, since| progress_line(count, total, since, Duration::from_secs(2), "entry");
+        assert_eq!(line(1_200_000, 2_700_000, 1_000_000), "44 %  1,200,000 of 2,700,000 entries  500,000/s  0:03 left");
+        assert_eq!(line(256, 100_000_000, 256), " 0 %  256 of 100,000,000 entries  128/s  217:00:48 left");
+        assert_eq!(line(512, 0, 256), "512 entries  128/s");
+        assert_eq!(line(512, 300, 0), "512 entries");
+        assert_eq!(line(u64::MAX, u64::MAX, 0), "18,446,744,073,709,551,615 entries");
     }
 
     #[test]

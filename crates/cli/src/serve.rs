@@ -20,7 +20,7 @@ use crate::key::{KeyError, LogKey};
 use crate::publish::{Progress, Publisher, Round};
 use crate::report::{PublishOutput, grouped};
 use crate::source::SourceError;
-use crate::store::{OsFiles, StoreError, Writer};
+use crate::store::{Location, ObjectLock, StoreError, Writer};
 use crate::{EXIT_FALSE, EXIT_UNCHECKED};
 
 /// How often a sleeping publisher looks whether it was told to stop.
@@ -31,8 +31,10 @@ const TICK: Duration = Duration::from_millis(50);
 pub struct Options {
     /// The database.
     pub database: Config,
-    /// The store's folder.
-    pub store: PathBuf,
+    /// The store.
+    pub store: Location,
+    /// Whether a place that does not lock what is written to it will not do.
+    pub require_object_lock: bool,
     /// The key file.
     pub key: PathBuf,
     /// One round only.
@@ -56,6 +58,14 @@ pub enum ServeError {
     /// The system.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The store does not lock what is written to it, and was to.
+    #[error("{place}: {state}; --require-object-lock asks for a default retention")]
+    NotLocked {
+        /// The store.
+        place: String,
+        /// What it does instead.
+        state: String,
+    },
 }
 
 /// Publishes. Returns the exit code: 1 when any round refused a log, else that of the last round.
@@ -64,8 +74,9 @@ pub enum ServeError {
 /// [`ServeError`] when the key, the store or the signals could not be set up.
 pub fn run(options: &Options) -> Result<u8, ServeError> {
     let key = LogKey::load(&options.key)?;
-    let store = Writer::open(&options.store, Box::new(OsFiles))?;
-    let published_to = format!("file://{}", options.store.canonicalize()?.display());
+    let store = Writer::at(&options.store)?;
+    let published_to = store.reader().place()?;
+    let warning = unlocked(&store, &published_to, options.require_object_lock)?;
     let mut publisher = Publisher::new(store, key, published_to);
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -75,6 +86,9 @@ pub fn run(options: &Options) -> Result<u8, ServeError> {
         flag::register(signal, Arc::clone(&stop))?;
     }
     let mut output = Output::new(options.json);
+    if let Some(warning) = warning {
+        output.warning(&warning);
+    }
     let mut database: Option<Database> = None;
     let mut refused = false;
     loop {
@@ -84,6 +98,19 @@ pub fn run(options: &Options) -> Result<u8, ServeError> {
         if options.once || stop.load(Ordering::Relaxed) || !pause(options.interval, &stop) {
             let last = round.exit_code();
             return Ok(if refused { EXIT_FALSE } else { last });
+        }
+    }
+}
+
+/// What to say of a store that does not lock what is written to it.
+fn unlocked(store: &Writer, place: &str, required: bool) -> Result<Option<String>, ServeError> {
+    let not_locked = |state: String| ServeError::NotLocked { place: place.to_owned(), state };
+    match store.object_lock()? {
+        None if required => Err(not_locked("a folder has no Object Lock".to_owned())),
+        None | Some(ObjectLock::Default { .. }) => Ok(None),
+        Some(state) if required => Err(not_locked(state.to_string())),
+        Some(state) => {
+            Ok(Some(format!("{place}: {state}; what is published there may be deleted (docs/cli.md, Object Lock)")))
         }
     }
 }
@@ -136,6 +163,13 @@ impl Output {
             progress: io::stderr().is_terminal(),
             said: HashSet::new(),
         }
+    }
+
+    fn warning(&self, text: &str) {
+        let _ = match self.format.json {
+            true => self.format.warning(&mut io::stdout().lock(), text),
+            false => self.format.warning(&mut io::stderr().lock(), text),
+        };
     }
 
     fn progress(&self, progress: Progress<'_>) {

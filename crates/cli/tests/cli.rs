@@ -59,7 +59,7 @@ fn publish_says_why_it_could_not_begin() {
     };
     let nowhere = "host=/nonexistent-agd user=x password=hunter2";
     assert!(run(nowhere, text(&store)).contains("No such file"));
-    assert!(run(nowhere, "s3://bucket/x").contains("only file://"));
+    assert!(run(nowhere, "ftp://bucket/x").contains("only file:// and s3://"));
     std::fs::create_dir(&store).unwrap();
     let message = run(nowhere, &format!("file://{}", text(&store)));
     assert!(message.contains("connect to the database"), "{message}");
@@ -165,7 +165,7 @@ fn verify_exits_with_its_verdict() {
 
     for args in [
         ["verify", "/nonexistent-agd", "--policy", text(&policy)],
-        ["verify", "s3://bucket", "--policy", text(&policy)],
+        ["verify", "s3://x", "--policy", text(&policy)],
         ["verify", text(&store), "--policy", "/nonexistent-agd"],
         ["verify", text(&store), "--polcy", text(&policy)],
     ] {

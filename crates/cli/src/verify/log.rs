@@ -1,22 +1,26 @@
 //! One log: everything its folder says must follow from its entries.
 //!
-//! Owns the pass over a log: checkpoints and their signatures, then bundle by bundle entries, leaf hashes, tiles of every
-//! level and the root at every published size. Promises that memory is bounded by one bundle and the open tiles (and a
-//! few bytes a checkpoint and a transaction), and that a wrong file is named with the entry and byte at which it is
-//! wrong. Where an entry bundle and a tile disagree, the next checkpoint decides which of them is wrong.
+//! Owns the pass over a log: bundle by bundle entries, leaf hashes, tiles of every level, and the root at every published
+//! size. Tiles are looked at on several threads ([`super::tile`]); what one alone cannot tell, and whatever is not clean, is
+//! settled here, in order. Promises that memory is bounded by a few bundles and the open tiles (and a few bytes a
+//! checkpoint), and that a wrong file is named with the entry and byte at which it is wrong. Where an entry bundle and a
+//! tile disagree, the next checkpoint decides which of them is wrong.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use agd_core::tile::partial_width;
 use agd_core::{
-    Checkpoint, EntryError, EventId, FullTile, HASH_SIZE, Hash, Incarnation, OwnedEntry, SignedNote, TILE_WIDTH,
-    TileCoord, TiledTree, VerifierKey, entry, leaf_hash, name, note,
+    Checkpoint, EntryError, FullTile, HASH_SIZE, Hash, Incarnation, TILE_WIDTH, TiledTree, VerifierKey, entry,
 };
 
-use super::event_ids::EventIds;
+use super::checkpoints::Listing;
+use super::event_ids::{self, EventIds};
 use super::findings::{Finding, Findings};
+use super::note::Noted;
+use super::pipeline::{Threads, ordered};
+use super::tile::{self, Bundle, Clean, Looker, Seen};
 use crate::origin::Kind;
 use crate::publish::hex;
 use crate::store::{self, Reader, StoreError};
@@ -42,12 +46,22 @@ pub struct Job<'a> {
 }
 
 /// A tenant's checkpoint, as an entry of the platform log has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
     /// The entry's index in the platform log.
     pub index: u64,
-    /// The tenant's checkpoint.
-    pub checkpoint: Checkpoint,
+    /// The tenant's size.
+    pub size: u64,
+    /// The tenant's root at that size.
+    pub root: Hash,
+}
+
+impl Claim {
+    /// What an entry says, and of which log.
+    pub fn new(index: u64, checkpoint: Checkpoint) -> (String, Self) {
+        let Checkpoint { origin, size, root } = checkpoint;
+        (origin, Self { index, size, root })
+    }
 }
 
 /// What one log's files say.
@@ -69,8 +83,8 @@ pub struct LogResult {
     pub signed: u64,
     /// The earliest and the latest commit time, microseconds since the Unix epoch.
     pub times: Option<(i64, i64)>,
-    /// Tenants' checkpoints found as entries, in order.
-    pub claims: Vec<Claim>,
+    /// Tenants' checkpoints found as entries, by the tenant's origin, each tenant's in order.
+    pub claims: BTreeMap<String, Vec<Claim>>,
     /// What is false.
     pub findings: Findings,
     /// What could not be checked.
@@ -79,13 +93,18 @@ pub struct LogResult {
     pub notes: Vec<String>,
 }
 
-/// Verifies one log. `progress` counts entries.
-pub fn verify(reader: &Reader, job: &Job<'_>, progress: &AtomicU64) -> LogResult {
+/// Verifies one log, with the help of what threads are idle. `progress` counts entries.
+pub fn verify(reader: &Reader, job: &Job<'_>, threads: &Threads, progress: &AtomicU64) -> LogResult {
+    let looker = Looker::new(reader, job);
     let mut check = Check {
         reader,
         job,
+        threads,
         progress,
+        looker: &looker,
         tree: TiledTree::new(),
+        claims: job.claims.to_vec(),
+        claimed: 0,
         expected: Vec::new(),
         next: 0,
         wrong_roots: 0,
@@ -105,65 +124,56 @@ struct Expected {
     claim: Option<u64>,
 }
 
-struct Check<'a> {
-    reader: &'a Reader,
-    job: &'a Job<'a>,
+pub(super) struct Check<'a> {
+    pub(super) reader: &'a Reader,
+    pub(super) job: &'a Job<'a>,
+    threads: &'a Threads,
     progress: &'a AtomicU64,
+    pub(super) looker: &'a Looker<'a>,
     tree: TiledTree,
-    /// By ascending size.
+    /// What the platform log says, by ascending size.
+    claims: Vec<Claim>,
+    /// The first of `claims` that the tree has not reached.
+    claimed: usize,
+    /// The roots within the tile at hand, by ascending size.
     expected: Vec<Expected>,
     /// The first of `expected` that the tree has not reached.
     next: usize,
     wrong_roots: u64,
     ids: EventIds,
-    result: LogResult,
-}
-
-/// An entry bundle, split, with the byte at which each entry begins.
-struct Bundle {
-    found: Found,
-    /// Start and end of each entry in the file.
-    ranges: Vec<(usize, usize)>,
-}
-
-impl Bundle {
-    fn entry(&self, position: usize) -> &[u8] {
-        let range = self.ranges.get(position).copied().unwrap_or_default();
-        self.found.bytes.get(range.0..range.1).unwrap_or_default()
-    }
-
-    fn leaves(&self) -> Vec<Hash> {
-        let entries = (0..self.ranges.len()).map(|position| self.entry(position));
-        entries.map(leaf_hash).collect()
-    }
+    pub(super) result: LogResult,
 }
 
 impl Check<'_> {
     fn run(&mut self) {
-        let (published, newest) = self.checkpoints();
-        let Some((&end, signed_root)) = published.last_key_value() else {
+        let listing = self.list();
+        let Some((end, signed_root)) = listing.end else {
             self.nothing_published();
             return;
         };
-        self.result.signed_root = Some(*signed_root);
-        self.result.published = published.keys().copied().collect();
+        self.result.signed_root = Some(signed_root);
         self.result.size = end;
-        self.all_published(&published, end);
-        self.expect(&published, end);
-        if let Some(newest) = newest {
-            self.newest_is_readable(newest);
+        self.all_published(&listing, end);
+        self.expect(end);
+        if let Some(newest) = &listing.newest {
+            self.newest_is_readable(newest.size);
         }
-        self.at_size();
-        let mut index = 0;
-        while index < end.div_ceil(TILE_WIDTH) {
-            let width = (end - index * TILE_WIDTH).min(TILE_WIDTH) as u16;
-            if !self.tile(index, width) {
-                let first = index * TILE_WIDTH;
-                let text = format!("nothing could be checked from entry {first} on");
-                self.result.unchecked.push(text);
-                break;
-            }
-            index += 1;
+        self.empty_tree(&listing);
+        let tiles = end.div_ceil(TILE_WIDTH);
+        let (looker, threads) = (self.looker, self.threads);
+        let look = |index| looker.look(index, width(end, index), listing.within(index));
+        let stopped =
+            ordered(threads, 0..tiles, look, |index, seen| self.take(&listing, index, width(end, index), seen));
+        if let Some(index) = stopped {
+            let first = index * TILE_WIDTH;
+            let text = format!("nothing could be checked from entry {first} on");
+            self.result.unchecked.push(text);
+            // The checkpoints can still be read.
+            let look = |index| looker.checkpoints(listing.within(index));
+            ordered(threads, index + 1..tiles, look, |index, seen| {
+                self.roots(&listing, index, seen);
+                ControlFlow::Continue(())
+            });
         }
         if self.tree.size() == end {
             self.upper_edge();
@@ -180,177 +190,105 @@ impl Check<'_> {
         self.strays(end);
     }
 
-    /// A log of which no checkpoint can be read.
-    fn nothing_published(&mut self) {
-        let path = store::newest_path(self.job.origin);
-        for claim in self.job.claims {
-            let (index, size) = (claim.index, claim.checkpoint.size);
-            let text = format!("is missing, but entry {index} of the platform log has it at size {size}");
-            self.result.findings.file(&path, text);
-        }
-        if self.result.findings.count() == 0 {
-            self.result.unchecked.push(
-                "there are tiles and no checkpoint: its first publication is under way, or all were taken away"
-                    .to_owned(),
+    pub(super) fn tell(&mut self, noted: Noted) {
+        noted.tell(&mut self.result.findings, &mut self.result.unchecked);
+    }
+
+    /// Whether a file is there. What cannot be found out is not called missing.
+    pub(super) fn has(&mut self, path: &str) -> bool {
+        self.reader.has(path).unwrap_or_else(|error| {
+            self.unreadable(&error);
+            true
+        })
+    }
+
+    /// Looks at what the platform log says: nothing of it may be ahead of the log.
+    fn expect(&mut self, end: u64) {
+        for claim in self.claims.iter().filter(|claim| claim.size > end) {
+            self.result.findings.file(
+                store::newest_path(self.job.origin),
+                format!(
+                    "the log ends at size {end}, but entry {} of the platform log has it at size {}",
+                    claim.index, claim.size
+                ),
             );
         }
+        self.claims.retain(|claim| claim.size <= end);
+        self.claims.sort_by_key(|claim| claim.size);
     }
 
-    /// Every multiple of 256 is anchored, and so is every size that the platform log has: all of them are published.
-    fn all_published(&mut self, published: &BTreeMap<u64, Hash>, end: u64) {
-        let claims = self.job.claims.iter().map(|claim| claim.checkpoint.size);
-        let multiples = (1..=end / TILE_WIDTH).map(|count| count * TILE_WIDTH);
-        for size in multiples.chain(claims.filter(|size| *size <= end)) {
-            let path = store::checkpoint_path(self.job.origin, size);
-            // One that is there but not right was reported already.
-            if !published.contains_key(&size) && !self.reader.has(&path) {
-                self.result.findings.file(path, "is missing");
-            }
-        }
+    /// Whoever published a log with no entries has said what its root is.
+    fn empty_tree(&mut self, listing: &Listing) {
+        let seen = match listing.sizes.first() {
+            Some(0) => self.looker.checkpoints(&[0]),
+            _ => Seen::default(),
+        };
+        self.reach(0, listing, seen);
+        self.at_size();
     }
 
-    /// Reads every checkpoint. Returns the published sizes with their roots and the size of the newest one.
-    fn checkpoints(&mut self) -> (BTreeMap<u64, Hash>, Option<u64>) {
-        let origin = self.job.origin;
-        let newest_path = store::newest_path(origin);
-        // Read first: what a publisher at work adds meanwhile is then ahead of it, never behind.
-        let newest = self.checkpoint(&newest_path);
-        let mut published = BTreeMap::new();
-        let mut newest_again = None;
-        let folder = format!("{origin}/{}", store::CHECKPOINTS);
-        let names = self.reader.list(&folder).unwrap_or_else(|error| {
-            self.result.unchecked.push(error.to_string());
-            None
-        });
-        if newest.is_none() && names.as_ref().is_some_and(|names| !names.is_empty()) && !self.reader.has(&newest_path) {
-            self.result.findings.file(&newest_path, "is missing");
-        }
-        for listed in names.unwrap_or_default() {
-            let path = format!("{folder}/{}", listed.name);
-            let Some(size) = store::parse_checkpoint_name(&listed.name) else {
-                let text = format!("{path} is not the name of a checkpoint; ignored");
-                self.result.notes.push(text);
-                continue;
-            };
-            let Some((checkpoint, bytes)) = self.checkpoint(&path) else {
-                continue;
-            };
-            if checkpoint.size != size {
-                let text = format!("its name says size {size}, its text {}", checkpoint.size);
-                self.result.findings.file(path, text);
-                continue;
-            }
-            if newest.as_ref().is_some_and(|(newest, _)| newest.size == size) {
-                newest_again = Some(bytes);
-            }
-            published.insert(size, checkpoint.root);
-        }
-        let Some((newest, bytes)) = newest else {
-            return (published, None);
-        };
-        let path = store::checkpoint_path(origin, newest.size);
-        match newest_again {
-            Some(again) if again == bytes => {}
-            Some(_) => {
-                let text = format!("differs from {path}, which must be the same bytes");
-                self.result.findings.file(&newest_path, text);
-            }
-            // A file that is there but unreadable was reported already.
-            None if self.reader.has(&path) => {}
-            None => self.result.findings.file(path, "is missing, the newest checkpoint says this size"),
-        }
-        published.entry(newest.size).or_insert(newest.root);
-        if let Some((&end, _)) = published.last_key_value()
-            && end > newest.size
-        {
-            self.result.notes.push(format!(
-                "{newest_path} is at size {}, behind the published size {end}: a publication is under way or was \
-                 interrupted, or it was put back; all of {end} is checked",
-                newest.size
-            ));
-        }
-        (published, Some(newest.size))
-    }
-
-    /// Reads and checks one checkpoint file, but its size.
-    fn checkpoint(&mut self, path: &str) -> Option<(Checkpoint, Vec<u8>)> {
-        let bytes = match self.reader.read(path, note::MAX_NOTE_LEN as u64) {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) => return None,
-            Err(error) => {
-                self.unreadable(error);
-                return None;
-            }
-        };
-        let mut wrong = |text: String| self.result.findings.file(path, text);
-        let note = match SignedNote::parse(&bytes) {
-            Ok(note) => note,
-            Err(error) => {
-                wrong(error.to_string());
-                return None;
-            }
-        };
-        let checkpoint = match Checkpoint::parse(note.text()) {
-            Ok(checkpoint) => checkpoint,
-            Err(error) => {
-                wrong(error.to_string());
-                return None;
-            }
-        };
-        if checkpoint.origin != self.job.origin {
-            wrong(format!("is of another log: {}", checkpoint.origin));
-            return None;
-        }
-        if let Some(keys) = self.job.keys.as_deref().filter(|keys| !keys.is_empty()) {
-            match note.verify(keys) {
-                // The newest checkpoint is one of the immutable ones again: counted there.
-                Ok(_) if path == store::newest_path(self.job.origin) => {}
-                Ok(_) => self.result.signed += 1,
-                Err(error) => wrong(error.to_string()),
+    /// Takes up what is said about the roots up to a size.
+    fn reach(&mut self, to: u64, listing: &Listing, seen: Seen) {
+        self.tell(seen.noted);
+        self.result.signed += seen.signed;
+        let mut own = seen.roots;
+        if let Some(newest) = &listing.newest {
+            let from = self.result.published.last().map_or(0, |last| last + 1);
+            if (from..=to).contains(&newest.size) && !own.iter().any(|(size, _)| *size == newest.size) {
+                own.push((newest.size, newest.root));
+                own.sort_unstable_by_key(|(size, _)| *size);
             }
         }
-        Some((checkpoint, bytes))
-    }
-
-    fn expect(&mut self, published: &BTreeMap<u64, Hash>, end: u64) {
-        let own = published.iter().map(|(&size, &root)| Expected { size, root, claim: None });
-        self.expected.extend(own);
-        for claim in self.job.claims {
-            let Checkpoint { size, root, .. } = claim.checkpoint;
-            if size > end {
-                self.result.findings.file(
-                    store::newest_path(self.job.origin),
-                    format!(
-                        "the log ends at size {end}, but entry {} of the platform log has it at size {size}",
-                        claim.index
-                    ),
-                );
-                continue;
-            }
-            self.expected.push(Expected { size, root, claim: Some(claim.index) });
+        self.result.published.extend(own.iter().map(|(size, _)| *size));
+        self.expected.clear();
+        self.next = 0;
+        self.expected.extend(own.into_iter().map(|(size, root)| Expected { size, root, claim: None }));
+        while let Some(Claim { index, size, root }) = self.claims.get(self.claimed).copied().filter(|c| c.size <= to) {
+            self.expected.push(Expected { size, root, claim: Some(index) });
+            self.claimed += 1;
         }
         self.expected.sort_by_key(|expected| expected.size);
     }
 
-    /// Clients take the partial tiles of exactly the newest checkpoint's size, or the full ones.
-    fn newest_is_readable(&mut self, newest: u64) {
-        let mut need = Vec::new();
-        for level in 0..8_u8 {
-            let width = partial_width(newest, u32::from(level)) as u16;
-            let index = newest.checked_shr(8 * (u32::from(level) + 1)).unwrap_or(0);
-            if width > 0 {
-                need.push((Piece::Hashes(level), index, width));
-                if level == 0 {
-                    need.push((Piece::Entries, index, width));
-                }
+    /// As [`Check::reach`], for a tile.
+    fn roots(&mut self, listing: &Listing, index: u64, seen: Seen) {
+        self.reach((index + 1).saturating_mul(TILE_WIDTH), listing, seen);
+    }
+
+    /// Takes the next tile: as it was seen when it is clean, else with a second look.
+    fn take(&mut self, listing: &Listing, index: u64, width: u16, mut seen: Seen) -> ControlFlow<()> {
+        let clean = seen.clean.take();
+        self.roots(listing, index, seen);
+        let held = match clean {
+            Some(clean) => {
+                self.clean(clean);
+                true
             }
+            None => self.tile(index, width),
+        };
+        if !held {
+            return ControlFlow::Break(());
         }
-        for (piece, index, width) in need {
-            let path = piece.path(self.job.origin, index, width);
-            let full = piece.path(self.job.origin, index, TILE_WIDTH as u16);
-            if !self.reader.has(&path) && !self.reader.has(&full) {
-                self.result.findings.file(path, "is missing");
-            }
+        self.progress.fetch_add(u64::from(width), Ordering::Relaxed);
+        ControlFlow::Continue(())
+    }
+
+    fn clean(&mut self, clean: Clean) {
+        let Clean { leaves, root, runs, times, claims, continues } = clean;
+        runs.into_iter().for_each(|run| self.ids.push(run));
+        for time in times.into_iter().flat_map(|(first, last)| [first, last]) {
+            tile::widen(&mut self.result.times, time);
+        }
+        for (origin, claim) in claims {
+            self.result.claims.entry(origin).or_default().push(claim);
+        }
+        self.result.continues = self.result.continues.take().or(continues);
+        self.result.entries += leaves.len() as u64;
+        let reach = self.tree.size() + leaves.len() as u64;
+        match root.filter(|_| self.expected.iter().all(|expected| expected.size == reach)) {
+            // Nobody has said what the root is in the middle of this tile.
+            Some(root) => self.grow(|tree, mut full| tree.push_tile(root, &mut full)),
+            None => leaves.into_iter().for_each(|leaf| self.push(leaf)),
         }
     }
 
@@ -394,7 +332,6 @@ impl Check<'_> {
         for leaf in leaves {
             self.push(leaf);
         }
-        self.progress.fetch_add(u64::from(width), Ordering::Relaxed);
         true
     }
 
@@ -413,19 +350,8 @@ impl Check<'_> {
 
     fn bundle(&mut self, index: u64, width: u16) -> Option<Bundle> {
         let found = self.find(Piece::Entries, index, width)?;
-        match tiles::entries(&found, width) {
-            Ok(entries) => {
-                let mut at = 0;
-                let ranges = entries
-                    .iter()
-                    .map(|entry| {
-                        let start = at + 2;
-                        at = start + entry.len();
-                        (start, at)
-                    })
-                    .collect();
-                Some(Bundle { found, ranges })
-            }
+        match Bundle::split(found, width) {
+            Ok(bundle) => Some(bundle),
             Err(error) => {
                 self.bad_tile(error);
                 None
@@ -453,25 +379,21 @@ impl Check<'_> {
                 None
             }
             Err(error) => {
-                self.unreadable(error);
+                self.unreadable(&error);
                 None
             }
         }
     }
 
-    /// What cannot be the object it should be is false; what the system does not give could not be checked.
-    fn unreadable(&mut self, error: StoreError) {
-        match &error {
-            StoreError::NotRegular { path } | StoreError::TooLarge { path, .. } => {
-                self.result.findings.file(path.clone(), error.to_string());
-            }
-            _ => self.result.unchecked.push(error.to_string()),
-        }
+    pub(super) fn unreadable(&mut self, error: &StoreError) {
+        let mut noted = Noted::default();
+        noted.unreadable(error);
+        self.tell(noted);
     }
 
     fn bad_tile(&mut self, error: TileError) {
         match error {
-            TileError::Store(error) => self.unreadable(error),
+            TileError::Store(error) => self.unreadable(&error),
             TileError::Bundle { path, source } => {
                 let offset = match source {
                     agd_core::BundleError::Truncated { offset, .. }
@@ -537,21 +459,21 @@ impl Check<'_> {
             }
             let index = tile * TILE_WIDTH + position as u64;
             let at = |offset| (&bundle.found.path, index, (start + offset) as u64);
-            match entry::parse(bundle.entry(position)) {
+            match entry::read(bundle.entry(position)) {
                 Ok(entry) => self.entry(&entry, at(0)),
                 Err(error) => {
                     let offset = match error {
                         EntryError::Utf8 { offset } | EntryError::NotCanonical { offset } => offset,
                         _ => 0,
                     };
-                    self.wrong_entry(at(offset), error.to_string());
+                    self.wrong_entry(at(offset), &error.to_string());
                 }
             }
             self.result.entries += 1;
         }
     }
 
-    fn wrong_entry(&mut self, (file, index, offset): (&String, u64, u64), message: String) {
+    fn wrong_entry(&mut self, (file, index, offset): (&String, u64, u64), message: &str) {
         self.result.findings.add(Finding {
             file: file.clone(),
             index: Some(index),
@@ -560,74 +482,29 @@ impl Check<'_> {
         });
     }
 
-    fn entry(&mut self, entry: &OwnedEntry, place: (&String, u64, u64)) {
-        self.ids.push(entry.event_id);
-        let (first, last) = self.result.times.unwrap_or((entry.committed_at, entry.committed_at));
-        self.result.times = Some((first.min(entry.committed_at), last.max(entry.committed_at)));
-        match self.job.kind {
-            Kind::Tenant { tenant, .. } if entry.tenant.as_deref() != Some(tenant) => {
-                let other = entry.tenant.as_deref().unwrap_or("no tenant");
-                self.wrong_entry(place, format!("is of {other}, in the log of {tenant}"));
-            }
-            Kind::Platform if entry.action == entry::CHECKPOINT => self.claim(entry, place),
-            _ => {}
+    fn entry(&mut self, entry: &entry::ParsedEntry<'_>, place: (&String, u64, u64)) {
+        let mut runs = Vec::new();
+        event_ids::extend(&mut runs, entry.event_id);
+        runs.into_iter().for_each(|run| self.ids.push(run));
+        tile::widen(&mut self.result.times, entry.committed_at);
+        let said = tile::examine(self.job, place.1, entry);
+        if let Some((origin, claim)) = said.claim.map(|checkpoint| Claim::new(place.1, checkpoint)) {
+            self.result.claims.entry(origin).or_default().push(claim);
         }
-        if self.job.kind == Kind::Platform {
-            self.beginning(entry, place);
-        }
-    }
-
-    /// The first entry of a later incarnation's platform log, and no other one, says what the log continues.
-    fn beginning(&mut self, entry: &OwnedEntry, place: (&String, u64, u64)) {
-        let begins = place.1 == 0 && name::split_incarnation(self.job.origin).1 > 1;
-        match (begins, entry.action == entry::INCARNATION) {
-            (true, true) => match Incarnation::parse(entry.body.as_deref().unwrap_or_default()) {
-                Ok(continues) => self.result.continues = Some(continues),
-                Err(error) => self.wrong_entry(place, format!("does not say what the log continues: {error}")),
-            },
-            (true, false) => {
-                let text = format!("is {}, and not what says which log this one continues", entry.action);
-                self.wrong_entry(place, text);
-            }
-            (false, true) => self.wrong_entry(place, "begins an incarnation where none begins".to_owned()),
-            (false, false) => {}
-        }
-    }
-
-    fn claim(&mut self, entry: &OwnedEntry, place: (&String, u64, u64)) {
-        let body = entry.body.as_deref().unwrap_or_default();
-        let checkpoint = match Checkpoint::parse(body) {
-            Ok(checkpoint) => checkpoint,
-            Err(error) => {
-                let text = format!("its body is not a tenant's checkpoint: {error}");
-                return self.wrong_entry(place, text);
-            }
-        };
-        match Kind::of(&checkpoint.origin) {
-            Some(Kind::Tenant { platform, .. }) if platform == self.job.origin => {
-                self.result.claims.push(Claim { index: place.1, checkpoint });
-            }
-            // What the database closed, which may be another history than what is published: nothing that is to be here.
-            Some(Kind::Tenant { platform, .. }) if is_earlier(platform, self.job.origin) => {}
-            _ => {
-                let text = format!("{} is no tenant's log of this one", checkpoint.origin);
-                self.wrong_entry(place, text);
-            }
+        self.result.continues = self.result.continues.take().or(said.continues);
+        for wrong in said.wrong {
+            self.wrong_entry(place, &wrong);
         }
     }
 
     /// Every partial bundle that is still there must be the beginning of the wider one.
     fn partial_bundles(&mut self, bundle: &Bundle, index: u64) {
-        for (width, path, bytes) in self.partials(Piece::Entries, index, &bundle.found.path) {
-            let Some((_, end)) = bundle.ranges.get(usize::from(width) - 1) else {
-                continue;
-            };
-            if bundle.found.bytes.get(..*end) != Some(&bytes) {
-                let offset = first_difference(&bundle.found.bytes, &bytes);
+        for partial in self.partials(Piece::Entries, index, &bundle.found.path) {
+            if !tile::is_beginning(bundle, &partial) {
                 self.result.findings.add(Finding {
-                    file: path,
+                    offset: Some(first_difference(&bundle.found.bytes, &partial.bytes)),
+                    file: partial.path,
                     index: None,
-                    offset: Some(offset),
                     message: "is not the beginning of the wider bundle".to_owned(),
                 });
             }
@@ -636,32 +513,34 @@ impl Check<'_> {
 
     /// Every partial tile that is still there must hold the first of these hashes.
     fn partial_tiles(&mut self, level: u8, index: u64, hashes: &[Hash]) {
-        for (width, path, bytes) in self.partials(Piece::Hashes(level), index, "") {
+        for Found { path, width, bytes } in self.partials(Piece::Hashes(level), index, "") {
             if usize::from(width) <= hashes.len() {
                 self.compare_tile(path, level, index, &bytes, &hashes[..usize::from(width)]);
             }
         }
     }
 
-    /// The partial files of a tile, but `known`.
-    fn partials(&mut self, piece: Piece, index: u64, known: &str) -> Vec<(u16, String, Vec<u8>)> {
+    /// The partial files of a tile that can be read, but `known`.
+    fn partials(&mut self, piece: Piece, index: u64, known: &str) -> Vec<Found> {
+        if let Ok(found) = self.looker.partials(piece, index, known) {
+            return found;
+        }
+        // Something cannot be read: which, and what can be all the same.
         let origin = self.job.origin;
-        let widths = tiles::partial_widths(self.reader, origin, piece, index);
+        let widths = tiles::partial_widths(self.reader, origin, piece, index).unwrap_or_else(|error| {
+            self.unreadable(&error);
+            Vec::new()
+        });
         let mut files = Vec::new();
-        match widths {
-            Ok(widths) => {
-                for width in widths {
-                    let path = piece.path(origin, index, width);
-                    if path == known {
-                        continue;
-                    }
-                    match self.reader.read(&path, piece.limit()) {
-                        Ok(bytes) => files.extend(bytes.map(|bytes| (width, path, bytes))),
-                        Err(error) => self.unreadable(error),
-                    }
-                }
+        for width in widths {
+            let path = piece.path(origin, index, width);
+            if path == known {
+                continue;
             }
-            Err(error) => self.unreadable(error),
+            match self.reader.read(&path, piece.limit()) {
+                Ok(bytes) => files.extend(bytes.map(|bytes| Found { path, width, bytes })),
+                Err(error) => self.unreadable(&error),
+            }
         }
         files
     }
@@ -684,13 +563,18 @@ impl Check<'_> {
     }
 
     fn push(&mut self, leaf: Hash) {
+        self.grow(|tree, mut full| tree.push(leaf, &mut full));
+    }
+
+    /// Lets the tree grow, and looks at the tiles above the leaves that this fills and at what is said about its root.
+    fn grow(&mut self, by: impl FnOnce(&mut TiledTree, &mut Full<'_>) -> Result<(), Infallible>) {
         let mut full: Vec<(u8, u64, Vec<Hash>)> = Vec::new();
-        let Ok(()) = self.tree.push(leaf, &mut |tile: FullTile<'_>| {
+        let Ok(()) = by(&mut self.tree, &mut |tile: FullTile<'_>| {
             // Level 0 was compared with the entries already.
             if tile.level > 0 {
                 full.push((tile.level, tile.index, tile.hashes.to_vec()));
             }
-            Ok::<(), Infallible>(())
+            Ok(())
         });
         for (level, index, hashes) in full {
             self.upper_tile(level, index, &hashes);
@@ -751,90 +635,50 @@ impl Check<'_> {
 
     /// Looks once more at the transactions that turned up in more than one place.
     fn duplicates(&mut self, end: u64) {
-        let suspects = std::mem::take(&mut self.ids).suspects();
+        let mut ids = std::mem::take(&mut self.ids);
+        let (looker, tiles) = (self.looker, 0..end.div_ceil(TILE_WIDTH));
+        while ids.next_pass() {
+            let look = |index| looker.ids(index, width(end, index));
+            ordered(self.threads, tiles.clone(), look, |_, runs| {
+                runs.into_iter().for_each(|run| ids.push(run));
+                ControlFlow::Continue(())
+            });
+        }
+        let mut suspects = ids.suspects();
         if suspects.is_empty() {
             return;
         }
-        let mut seen: HashMap<EventId, u64> = HashMap::new();
-        for index in 0..end.div_ceil(TILE_WIDTH) {
-            let width = (end - index * TILE_WIDTH).min(TILE_WIDTH) as u16;
-            let found = tiles::find(self.reader, self.job.origin, Piece::Entries, index, width);
-            // What cannot be read was reported in the first pass.
-            let Ok(Some(found)) = found else { continue };
-            let Ok(entries) = tiles::entries(&found, width) else {
-                continue;
-            };
-            for (bytes, at) in entries.iter().zip(index * TILE_WIDTH..) {
-                let Ok(entry) = entry::parse(bytes) else {
-                    continue;
-                };
-                let id = entry.event_id;
-                if !suspects.contains(&id.xact_id) {
-                    continue;
+        for index in tiles {
+            let mut twice = Vec::new();
+            let path = looker.each_id(index, width(end, index), |id, at| {
+                if suspects.has(id)
+                    && let Some(first) = suspects.push(id, at)
+                {
+                    twice.push((id, first, at));
                 }
-                if let Some(first) = seen.insert(id, at) {
-                    self.result.findings.add(Finding {
-                        file: found.path.clone(),
-                        index: Some(at),
-                        offset: None,
-                        message: format!("event {id} is entry {first} and entry {at}"),
-                    });
-                }
+            });
+            for (id, first, at) in twice {
+                self.result.findings.add(Finding {
+                    file: path.clone().unwrap_or_default(),
+                    index: Some(at),
+                    offset: None,
+                    message: format!("event {id} is entry {first} and entry {at}"),
+                });
             }
         }
-    }
-
-    /// Counts what lies in `tile/` beyond the newest checkpoint, or is no tile at all.
-    fn strays(&mut self, end: u64) {
-        let origin = self.job.origin;
-        let (mut beyond, mut foreign) = (0_u64, 0_u64);
-        let mut waiting = vec!["tile".to_owned()];
-        while let Some(folder) = waiting.pop() {
-            let names = match self.reader.list(&format!("{origin}/{folder}")) {
-                Ok(names) => names.unwrap_or_default(),
-                Err(error) => {
-                    self.unreadable(error);
-                    continue;
-                }
-            };
-            // Tile paths are at most 11 folders deep; below that there is nothing of ours.
-            let deep = folder.split('/').count() > 12;
-            for listed in names {
-                let path = format!("{folder}/{}", listed.name);
-                if listed.kind == store::Kind::Folder && !deep {
-                    waiting.push(path);
-                    continue;
-                }
-                let coord = TileCoord::parse(&path).or_else(|_| TileCoord::parse_entries(&path));
-                match coord {
-                    Ok(coord) if listed.kind == store::Kind::File => {
-                        let there = TileCoord::in_tree(coord.level, coord.index, end);
-                        let within = there.is_some_and(|there| coord.width <= there.width);
-                        beyond += u64::from(!within);
-                    }
-                    _ => foreign += 1,
-                }
-            }
-        }
-        let mut note = |count: u64, text: &str| {
-            if count > 0 {
-                self.result.notes.push(format!("{count} {text}"));
-            }
-        };
-        note(beyond, "tile files beyond the newest checkpoint, not checked (a publication under way or interrupted)");
-        note(foreign, "files in tile/ that are no tiles; ignored");
-        if self.reader.list(&format!("{origin}/timestamps")).is_ok_and(|names| names.is_some()) {
-            let text = "timestamps are there; this version does not check them";
-            self.result.notes.push(text.to_owned());
+        if suspects.too_many() {
+            let text = "the event ids of all transactions: too many are not in one piece";
+            self.result.unchecked.push(text.to_owned());
         }
     }
 }
 
-/// Is a platform log one of an earlier incarnation of another?
-fn is_earlier(platform: &str, than: &str) -> bool {
-    let ((log_name, incarnation), (other_name, other)) =
-        (name::split_incarnation(platform), name::split_incarnation(than));
-    log_name == other_name && incarnation < other
+/// What a growing tree hands its full tiles to.
+type Full<'a> = dyn FnMut(FullTile<'_>) -> Result<(), Infallible> + 'a;
+
+/// How many entries a tile has in a log of this size.
+fn width(end: u64, index: u64) -> u16 {
+    (end - index * TILE_WIDTH).min(TILE_WIDTH) as u16
 }
 
 fn first_difference(a: &[u8], b: &[u8]) -> u64 {

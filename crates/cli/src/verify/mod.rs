@@ -3,19 +3,26 @@
 //! Owns the order of work: find the logs, verify the platform logs, then the tenants' logs against what the platform logs
 //! say about them, then that each later incarnation continues what is here of the one before. Promises that nothing is
 //! called good that was not checked: without a policy, or with anything left unread, the verdict is "could not check". It
-//! never opens a database or a network connection, and nothing that lies in the store can make it panic.
+//! never opens a database or a network connection of its own, and nothing that lies in the store can make it panic.
 
+mod checkpoints;
 pub mod discover;
 mod event_ids;
 pub mod findings;
 pub mod log;
+mod note;
+mod pipeline;
+mod strays;
+mod tile;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use agd_core::name;
+use agd_core::note::MAX_NOTE_LEN;
+use agd_core::{Checkpoint, SignedNote, name};
 
 use crate::origin::Kind;
 use crate::policy::Policy;
@@ -24,6 +31,7 @@ use crate::succession::{self, Succession};
 use crate::{EXIT_FALSE, EXIT_OK, EXIT_UNCHECKED};
 use findings::Finding;
 use log::{Claim, Job, LogResult};
+use pipeline::Threads;
 
 /// How much of a tenant's log the platform log covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +87,23 @@ impl Report {
     }
 }
 
+/// How many entries the newest checkpoints of all logs say there are, nothing of it checked; 0 where that cannot be read.
+pub fn published_entries(reader: &Reader) -> u64 {
+    let origins = discover::discover(reader).map(|found| found.origins).unwrap_or_default();
+    let size = |number: u64| {
+        let origin = usize::try_from(number).ok().and_then(|number| origins.get(number))?;
+        let bytes = reader.read(&crate::store::newest_path(origin), MAX_NOTE_LEN as u64).ok()??;
+        Some(Checkpoint::parse(SignedNote::parse(&bytes).ok()?.text()).ok()?.size)
+    };
+    let mut entries = 0_u64;
+    let threads = Threads::new(reader.parallel().saturating_sub(1));
+    pipeline::ordered(&threads, 0..origins.len() as u64, size, |_, size| {
+        entries = entries.saturating_add(size.unwrap_or(0));
+        ControlFlow::Continue(())
+    });
+    entries
+}
+
 /// Verifies a store. `progress` counts entries while it runs.
 ///
 /// # Errors
@@ -117,18 +142,15 @@ pub fn run(reader: &Reader, policy: Option<&Policy>, progress: &AtomicU64) -> Re
     let mut claims: BTreeMap<String, Vec<Claim>> = BTreeMap::new();
     for ((origin, _), result) in platforms.iter().zip(&mut platform_results) {
         let known: BTreeSet<&str> = tenants.iter().map(|(origin, _)| *origin).collect();
-        for claim in std::mem::take(&mut result.claims) {
-            let tenant = claim.checkpoint.origin.clone();
+        for (tenant, found) in std::mem::take(&mut result.claims) {
             if !known.contains(tenant.as_str()) {
-                result.findings.file(
-                    &tenant,
-                    format!(
-                        "the log is missing, but entry {} of {origin} has it at size {}",
-                        claim.index, claim.checkpoint.size
-                    ),
-                );
+                for claim in &found {
+                    let (index, size) = (claim.index, claim.size);
+                    let text = format!("the log is missing, but entry {index} of {origin} has it at size {size}");
+                    result.findings.file(&tenant, text);
+                }
             }
-            claims.entry(tenant).or_default().push(claim);
+            claims.entry(tenant).or_default().extend(found);
         }
     }
 
@@ -232,19 +254,20 @@ fn judge_succession<'a>(
 fn cover(origin: &str, claims: &[Claim], result: &mut LogResult) -> Option<Coverage> {
     let mut previous = 0;
     for claim in claims {
-        let size = claim.checkpoint.size;
+        let size = claim.size;
         if size < previous {
             let text = format!("entry {} of the platform log has it at size {size}, after {previous}", claim.index);
             result.findings.file(origin, text);
         }
         previous = previous.max(size);
     }
-    let latest = claims.iter().max_by_key(|claim| claim.checkpoint.size)?;
-    let covered: BTreeSet<u64> = claims.iter().map(|claim| claim.checkpoint.size).collect();
-    let size = latest.checkpoint.size;
+    let latest = claims.iter().max_by_key(|claim| claim.size)?;
+    let mut covered: Vec<u64> = claims.iter().map(|claim| claim.size).collect();
+    covered.sort_unstable();
+    let size = latest.size;
     for published in result.published.iter().filter(|published| **published < size) {
         // The empty tree says nothing that could be covered.
-        if *published > 0 && !covered.contains(published) {
+        if *published > 0 && covered.binary_search(published).is_err() {
             let file = crate::store::checkpoint_path(origin, *published);
             let text = format!("is not in the platform log, which has size {size} already");
             result.findings.file(file, text);
@@ -254,20 +277,24 @@ fn cover(origin: &str, claims: &[Claim], result: &mut LogResult) -> Option<Cover
     Some(Coverage { size, index: latest.index, newer: newer.count() as u64 })
 }
 
-/// Runs jobs on as many threads as the machine has, and returns the results in order.
+/// Runs jobs on as many threads as the store is worth, and returns the results in order. A thread that finds no more jobs
+/// helps with the logs that are still under way.
 fn run_all(reader: &Reader, jobs: Vec<Job<'_>>, progress: &AtomicU64) -> Vec<LogResult> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let count = reader.parallel();
+    let runners = count.min(jobs.len());
+    let threads = Threads::new(count - runners);
     let next = AtomicUsize::new(0);
     let results: Vec<Mutex<LogResult>> = jobs.iter().map(|_| Mutex::default()).collect();
     std::thread::scope(|scope| {
-        for _ in 0..threads.min(jobs.len()) {
+        for _ in 0..runners {
             scope.spawn(|| {
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let (Some(job), Some(slot)) = (jobs.get(at), results.get(at)) else {
+                        threads.give(1);
                         return;
                     };
-                    let result = log::verify(reader, job, progress);
+                    let result = log::verify(reader, job, &threads, progress);
                     *slot.lock().unwrap_or_else(PoisonError::into_inner) = result;
                 }
             });

@@ -1,0 +1,141 @@
+//! Makes a store of any size without a database, to measure publishing and verification with:
+//!
+//! ```text
+//! cargo run --release -p agd-cli --example synthetic_store -- FOLDER ENTRIES
+//! agd verify FOLDER/store --policy FOLDER/policy.txt
+//! ```
+//!
+//! One platform log of single-row inserts as a guarded table gives them, four to a transaction, anchored at every 256. It
+//! is published by the ordinary publisher, but without flushing each file to disk.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a tool of the developers")]
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use agd_cli::key::LogKey;
+use agd_cli::publish::Publisher;
+use agd_cli::source::{Anchor, LogHead, Receipt, Source, SourceError};
+use agd_cli::store::{Files, OsFiles, Writer};
+use agd_core::{Checkpoint, CompactRange, Entry, EventId, Hash, TILE_WIDTH, image_digest, leaf_hash};
+
+const ORIGIN: &str = "synthetic/log";
+
+fn entry(index: u64) -> Vec<u8> {
+    let at = 1_795_210_265_000_000 + index as i64 * 20;
+    let digest = |kind| Some(image_digest(kind, &[index as u8; 16], "{\"id\":1}"));
+    let entry = Entry {
+        event_id: EventId { xact_id: 1000 + index / 4, n: (index % 4) as u32 },
+        action: "INSERT",
+        at,
+        committed_at: at + 7,
+        tenant: None,
+        relation: Some("public.orders"),
+        guard_id: Some("0b9d6a52-7a39-4a56-8b0e-0f6f6d3f3c11"),
+        row_key: digest(agd_core::ImageKind::Key),
+        old: None,
+        new: digest(agd_core::ImageKind::New),
+        body: None,
+        session_user_name: "app",
+        role_name: "app",
+        principal: None,
+        fleet_id: None,
+        cause: None,
+        binding: "role",
+        application_name: Some("bench"),
+        client_addr: None,
+    };
+    let mut bytes = Vec::new();
+    entry.encode_into(&mut bytes);
+    bytes
+}
+
+/// A database of which little is kept: entries are made as they are asked for.
+struct Synthetic {
+    entries: u64,
+    tree: CompactRange,
+    /// The anchors that may be asked for again: the publisher takes them in ascending order.
+    anchors: VecDeque<(u64, Hash)>,
+}
+
+impl Source for Synthetic {
+    fn logs(&mut self) -> Result<Vec<LogHead>, SourceError> {
+        let tree_size = self.entries as i64;
+        Ok(vec![LogHead { origin: ORIGIN.to_owned(), tenant: None, tree_size, closed: false }])
+    }
+
+    fn anchors(&mut self, origin: &str, from: i64, limit: i64) -> Result<Vec<Anchor>, SourceError> {
+        self.anchors.retain(|(size, _)| *size as i64 >= from);
+        while self.tree.size() < self.entries && (self.anchors.len() as i64) < limit {
+            self.tree.push(leaf_hash(&entry(self.tree.size())));
+            let size = self.tree.size();
+            if size as i64 >= from && (size.is_multiple_of(TILE_WIDTH) || size == self.entries) {
+                self.anchors.push_back((size, self.tree.root()));
+            }
+        }
+        let anchors = self.anchors.iter().map(|&(size, root)| Anchor {
+            tree_size: size as i64,
+            root_hash: root.to_vec(),
+            checkpoint: Checkpoint { origin: origin.to_owned(), size, root }.to_string(),
+            published_to: None,
+        });
+        Ok(anchors.collect())
+    }
+
+    fn entries(&mut self, _: &str, first: i64, last: i64) -> Result<Vec<(i64, Vec<u8>)>, SourceError> {
+        Ok((first..last).map(|index| (index, entry(index as u64))).collect())
+    }
+
+    fn record_publication(&mut self, _: &str, _: &[Receipt], _: &str) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn report_divergence(&mut self, origin: &str, _: &Receipt) -> Result<(), SourceError> {
+        panic!("{origin} diverged")
+    }
+}
+
+/// The system's files without the flushes.
+struct Unflushed;
+
+impl Files for Unflushed {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        OsFiles.create_dir(path)
+    }
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        std::fs::write(path, bytes)
+    }
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        OsFiles.link(from, to)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        OsFiles.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        OsFiles.remove(path)
+    }
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let (Some(folder), Some(entries)) = (args.next(), args.next()) else {
+        panic!("synthetic_store FOLDER ENTRIES");
+    };
+    let folder = PathBuf::from(folder);
+    let entries = entries.replace('_', "").parse().unwrap();
+    let store = folder.join("store");
+    std::fs::create_dir_all(&store).unwrap();
+    let key = LogKey::from_seed(ORIGIN, zeroize::Zeroizing::new([7; 32])).unwrap();
+    std::fs::write(folder.join("policy.txt"), format!("log {}\nquorum none\n", key.verifier())).unwrap();
+    let writer = Writer::open(&store, Box::new(Unflushed)).unwrap();
+    let mut source = Synthetic { entries, tree: CompactRange::new(), anchors: VecDeque::new() };
+    let start = Instant::now();
+    let round = Publisher::new(writer, key, "synthetic".to_owned()).round(&mut source, &mut |_| {});
+    assert!(round.refusals.is_empty() && round.failures.is_empty(), "{round:?}");
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{entries} entries of {} bytes, {:.0} a second", entry(0).len(), entries as f64 / seconds);
+}
