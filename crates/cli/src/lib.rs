@@ -1,19 +1,24 @@
-//! The `agd` command line: publish a database's logs as signed tile trees, and verify such trees from files alone.
+//! The `agd` command line: publish a database's logs as signed tile trees, verify such trees from files alone, and hand out
+//! evidence: dumps of events, proofs, signatures.
 //!
-//! Owns everything outside PostgreSQL: the key file, the store's layout and its durable writes, the rule that only a
+//! Owns everything outside PostgreSQL: key files, the store's layout and its durable writes, the rule that only a
 //! continuation of what was published is ever signed, and the offline verifier. Hashing, tiles, notes and entries come
 //! from `agd-core`. It never trusts the database about what was published before, and the verifier opens no network
 //! connection but to the store, where that is a bucket.
 #![forbid(unsafe_code)]
 
 pub mod database;
+pub mod input;
 pub mod key;
 pub mod keygen;
 pub mod origin;
+pub mod passphrase;
 pub mod policy;
 pub mod publish;
 pub mod report;
+pub mod secret;
 pub mod serve;
+pub mod sign;
 pub mod source;
 pub mod store;
 pub mod succession;

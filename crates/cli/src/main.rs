@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use agd_cli::policy::{MAX_POLICY, Policy};
+use agd_cli::passphrase::Source;
 use agd_cli::serve::{self, Options, parse_interval};
 use agd_cli::store::{Reader, parse_location};
-use agd_cli::{EXIT_OK, EXIT_UNCHECKED, database, keygen, report, verify};
+use agd_cli::{EXIT_OK, EXIT_UNCHECKED, database, input, keygen, report, sign, verify};
 use clap::{Args, Parser, Subcommand};
 
 /// Audit-gated discipline for PostgreSQL: publish the logs of a database, and verify them from files alone.
@@ -25,23 +25,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Keygen(Keygen),
+    Keygen(keygen::Arguments),
+    Sign(sign::Arguments),
     Publish(Publish),
     Verify(Verify),
-}
-
-/// Make an Ed25519 key file and print its verifier key (vkey).
-#[derive(Debug, Args)]
-struct Keygen {
-    /// The key file to make; it is never overwritten
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
-    /// The origin of the platform log (agd.log_name); its tenants' logs are signed with the same key
-    #[arg(long, value_name = "ORIGIN")]
-    name: String,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 /// Sign the database's anchors and write them with their tiles into a store.
@@ -61,6 +48,9 @@ struct Publish {
     /// The key file that `agd keygen` made; readable by its owner only
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
+    /// The passphrase of an encrypted key is the first line of this file (or pipe, or /dev/fd/N)
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
     /// Do one round and exit
     #[arg(long)]
     once: bool,
@@ -87,7 +77,8 @@ struct Verify {
 
 fn main() -> ExitCode {
     let code = match Cli::parse().command {
-        Command::Keygen(args) => run_keygen(&args),
+        Command::Keygen(args) => keygen::run(&args).map_err(say).and_then(|told| print(format!("{told}\n").as_bytes())),
+        Command::Sign(args) => sign::run(&args).map_err(say).and_then(|signature| print(&signature)),
         Command::Publish(args) => run_publish(args),
         Command::Verify(args) => run_verify(&args),
     };
@@ -101,16 +92,14 @@ fn say(error: impl Display) -> String {
     error.to_string()
 }
 
-fn run_keygen(args: &Keygen) -> Result<u8, String> {
-    let vkey = keygen::run(&args.out, &args.name).map_err(say)?;
-    let line = if args.json {
-        let file = args.out.display().to_string();
-        serde_json::json!({ "key_file": file, "vkey": vkey }).to_string()
-    } else {
-        vkey
-    };
-    writeln!(io::stdout(), "{line}").map_err(say)?;
-    Ok(EXIT_OK)
+/// A result on standard output.
+fn print(bytes: &[u8]) -> Result<u8, String> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // Whoever read it has read enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(say(error)),
+        _ => Ok(EXIT_OK),
+    }
 }
 
 fn run_publish(args: Publish) -> Result<u8, String> {
@@ -120,6 +109,7 @@ fn run_publish(args: Publish) -> Result<u8, String> {
         store: parse_location(&args.store).map_err(say)?,
         require_object_lock: args.require_object_lock,
         key: args.key,
+        passphrase: Source::new(args.passphrase_file.as_deref()),
         once: args.once,
         interval: args.interval,
         json: args.json,
@@ -129,18 +119,7 @@ fn run_publish(args: Publish) -> Result<u8, String> {
 
 fn run_verify(args: &Verify) -> Result<u8, String> {
     let reader = Reader::open(&parse_location(&args.store).map_err(say)?).map_err(say)?;
-    let policy = match &args.policy {
-        None => None,
-        Some(path) => {
-            let named = |error: &dyn Display| format!("{}: {error}", path.display());
-            let size = std::fs::metadata(path).map_err(|error| named(&error))?;
-            if !size.is_file() || size.len() > MAX_POLICY {
-                return Err(named(&"not a policy file"));
-            }
-            let text = std::fs::read(path).map_err(|error| named(&error))?;
-            Some(Policy::parse(&text).map_err(|error| named(&error))?)
-        }
-    };
+    let policy = args.policy.as_ref().map(|path| input::policy(path)).transpose()?;
     let (counter, total) = (AtomicU64::new(0), AtomicU64::new(0));
     let work = || {
         // Only for a person who watches: it costs a look at every log.

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::database::Database;
 use crate::key::{KeyError, LogKey};
+use crate::passphrase::Source;
 use crate::publish::{Progress, Publisher, Round};
 use crate::report::{PublishOutput, grouped};
 use crate::source::SourceError;
@@ -37,6 +38,8 @@ pub struct Options {
     pub require_object_lock: bool,
     /// The key file.
     pub key: PathBuf,
+    /// Where its passphrase comes from, if it is encrypted.
+    pub passphrase: Source,
     /// One round only.
     pub once: bool,
     /// The pause between rounds.
@@ -73,7 +76,7 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`] when the key, the store or the signals could not be set up.
 pub fn run(options: &Options) -> Result<u8, ServeError> {
-    let key = LogKey::load(&options.key)?;
+    let key = LogKey::load(&options.key, &options.passphrase)?;
     let store = Writer::at(&options.store)?;
     let published_to = store.reader().place()?;
     let warning = unlocked(&store, &published_to, options.require_object_lock)?;

@@ -34,7 +34,7 @@ fn keygen_prints_the_vkey_and_never_the_secret() {
     let output = agd(&["keygen", "--out", text(&file), "--name", PLATFORM]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let vkey = stdout(&output);
-    let key = agd_cli::key::LogKey::load(&file).unwrap();
+    let key = agd_cli::key::LogKey::load(&file, &agd_cli::passphrase::Source::Terminal).unwrap();
     assert_eq!(vkey, format!("{}\n", key.verifier()));
     assert!(agd_cli::policy::Policy::parse(format!("log {vkey}quorum none\n").as_bytes()).is_ok());
     assert!(stderr(&output).is_empty());

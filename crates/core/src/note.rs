@@ -249,6 +249,12 @@ impl SigningKey {
         &self.verifier
     }
 
+    /// Signs bytes that are no note: Ed25519 over exactly these, 64 bytes. The caller sees to it that they cannot be taken for
+    /// something else that this key signs.
+    pub fn sign_bytes(&self, message: &[u8]) -> [u8; 64] {
+        self.secret.sign(message).to_bytes()
+    }
+
     /// Signs a note's text. The result prints as the signature line.
     ///
     /// # Errors

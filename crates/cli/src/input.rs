@@ -1,0 +1,66 @@
+//! Small files that commands are given: policies, proofs, entries.
+//!
+//! Owns reading them. Promises that a file is named in every error, and that nothing longer than a file of its kind can be is
+//! ever taken into memory. Never opens a pipe or a device unless that is what was asked for.
+
+use std::fmt::Display;
+use std::fs::File;
+use std::io::{self, Read as _, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use crate::policy::{MAX_POLICY, Policy};
+
+/// Reads a file of at most `limit` bytes; `-` is standard input.
+///
+/// # Errors
+/// A sentence that names the file.
+pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
+    let named = |error: &dyn Display| format!("{}: {error}", path.display());
+    let mut bytes = Vec::new();
+    if path == Path::new("-") {
+        io::stdin().lock().take(limit + 1).read_to_end(&mut bytes)
+    } else {
+        File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
+    }
+    .map_err(|error| named(&error))?;
+    if bytes.len() as u64 > limit {
+        return Err(named(&format!("longer than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Reads a trust policy.
+///
+/// # Errors
+/// A sentence that names the file, and the line if it is the policy that is wrong.
+pub fn policy(path: &Path) -> Result<Policy, String> {
+    let named = |error: &dyn Display| format!("{}: {error}", path.display());
+    // A pipe would block the open.
+    let metadata = std::fs::metadata(path).map_err(|error| named(&error))?;
+    if !metadata.is_file() || metadata.len() > MAX_POLICY {
+        return Err(named(&"not a policy file"));
+    }
+    Policy::parse(&read(path, MAX_POLICY)?).map_err(|error| named(&error))
+}
+
+/// Writes a new file, or standard output where no file is given.
+///
+/// # Errors
+/// A sentence that names the file; it is never overwritten.
+pub fn write(path: Option<&Path>, bytes: &[u8]) -> Result<(), String> {
+    let Some(path) = path else {
+        let mut out = io::stdout().lock();
+        return out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| error.to_string());
+    };
+    let named = |error: io::Error| match error.kind() {
+        io::ErrorKind::AlreadyExists => format!("{} exists already; it is not overwritten", path.display()),
+        _ => format!("{}: {error}", path.display()),
+    };
+    let mut file = File::options().write(true).create_new(true).mode(0o644).open(path).map_err(named)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| {
+        // Half a file would only be mistaken for a whole one. The first error is the one to tell.
+        let _ = std::fs::remove_file(path);
+        named(error)
+    })
+}
