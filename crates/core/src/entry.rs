@@ -5,7 +5,7 @@
 //! holds no row data: images enter as digests, so that erasing them leaves every proof intact. It never allocates while
 //! encoding beyond the buffer it is given, and never reads a clock.
 
-mod parse;
+pub(crate) mod parse;
 
 use std::fmt;
 use std::str::FromStr;
@@ -258,7 +258,8 @@ const ESCAPES: [u8; 256] = {
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-fn escape(out: &mut Vec<u8>, mut value: &[u8]) {
+/// Appends a text as it stands inside the quotes of an RFC 8785 string.
+pub(crate) fn escape(out: &mut Vec<u8>, mut value: &[u8]) {
     while let Some(plain) = value.iter().position(|byte| ESCAPES[usize::from(*byte)] != 0) {
         let byte = value[plain];
         out.extend_from_slice(&value[..plain]);
@@ -274,7 +275,7 @@ fn escape(out: &mut Vec<u8>, mut value: &[u8]) {
     out.extend_from_slice(value);
 }
 
-fn hex(byte: u8) -> [u8; 2] {
+pub(crate) fn hex(byte: u8) -> [u8; 2] {
     [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]
 }
 
@@ -289,7 +290,7 @@ fn digest(out: &mut Vec<u8>, key: &[u8], digest: Option<Hash>) {
     out.extend_from_slice(&quoted);
 }
 
-fn decimal(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn decimal(out: &mut Vec<u8>, mut value: u64) {
     let mut digits = [b'0'; 20];
     let mut first = digits.len() - 1;
     loop {

@@ -10,6 +10,7 @@
 pub mod audit;
 pub mod bundle;
 pub mod checkpoint;
+pub mod dump;
 pub mod entry;
 mod fifo;
 pub mod guard_state;
@@ -24,6 +25,7 @@ pub mod tlog_proof;
 
 pub use bundle::BundleError;
 pub use checkpoint::{Checkpoint, CheckpointError};
+pub use dump::{DumpError, DumpedEvent, Image, LogRange};
 pub use entry::{Entry, EntryError, EventId, ImageKind, OwnedEntry, image_digest};
 pub use incarnation::Incarnation;
 pub use merkle::{CompactRange, HASH_SIZE, Hash, MerkleError, empty_root, leaf_hash, node_hash};

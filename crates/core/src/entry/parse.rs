@@ -29,7 +29,7 @@ pub fn read(bytes: &[u8]) -> Result<ParsedEntry<'_>, EntryError> {
         return Err(EntryError::TooLong { len: bytes.len() });
     }
     let input = std::str::from_utf8(bytes).map_err(|error| EntryError::Utf8 { offset: error.valid_up_to() })?;
-    Reader { input, at: 0 }.entry().map_err(|At(offset)| EntryError::NotCanonical { offset })
+    Reader::new(input).entry().map_err(|At(offset)| EntryError::NotCanonical { offset })
 }
 
 /// A text as it stands in an entry, with its escapes.
@@ -121,16 +121,36 @@ impl ParsedEntry<'_> {
     }
 }
 
-/// The byte at which an entry is not canonical.
-struct At(usize);
+/// The byte at which a text is not canonical.
+pub(crate) struct At(pub(crate) usize);
 
-/// Reads the fields in their canonical order. `at` is on a character boundary whenever a field begins.
-struct Reader<'a> {
+/// Reads fields in their canonical order. `at` is on a character boundary whenever a field begins.
+pub(crate) struct Reader<'a> {
     input: &'a str,
     at: usize,
 }
 
 impl<'a> Reader<'a> {
+    /// A reader at the beginning of a text.
+    pub(crate) fn new(input: &'a str) -> Self {
+        Self { input, at: 0 }
+    }
+
+    /// Where it is.
+    pub(crate) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// Goes past so many bytes, which the caller has looked at and which end on a character boundary.
+    pub(crate) fn pass(&mut self, bytes: usize) {
+        self.at += bytes;
+    }
+
+    /// Nothing more.
+    pub(crate) fn end(&self) -> Result<(), At> {
+        if self.rest().is_empty() { Ok(()) } else { Err(At(self.at)) }
+    }
+
     fn entry(&mut self) -> Result<ParsedEntry<'a>, At> {
         // Fields in a struct expression are evaluated in the order written: the order of the bytes.
         let entry = ParsedEntry {
@@ -157,13 +177,13 @@ impl<'a> Reader<'a> {
         if self.rest() == b",\"v\":1}" { Ok(entry) } else { Err(At(self.at)) }
     }
 
-    fn rest(&self) -> &'a [u8] {
+    pub(crate) fn rest(&self) -> &'a [u8] {
         self.input.as_bytes().get(self.at..).unwrap_or_default()
     }
 
     /// Goes past `key` when it is next.
     #[inline]
-    fn skip(&mut self, key: &str) -> bool {
+    pub(crate) fn skip(&mut self, key: &str) -> bool {
         let next = self.rest().starts_with(key.as_bytes());
         if next {
             self.at += key.len();
@@ -171,18 +191,18 @@ impl<'a> Reader<'a> {
         next
     }
 
-    fn expect(&mut self, key: &str) -> Result<(), At> {
+    pub(crate) fn expect(&mut self, key: &str) -> Result<(), At> {
         if self.skip(key) { Ok(()) } else { Err(At(self.at)) }
     }
 
     #[inline]
-    fn text(&mut self, key: &str) -> Result<Text<'a>, At> {
+    pub(crate) fn text(&mut self, key: &str) -> Result<Text<'a>, At> {
         self.expect(key)?;
         self.value()
     }
 
     #[inline]
-    fn optional_text(&mut self, key: &str) -> Result<Option<Text<'a>>, At> {
+    pub(crate) fn optional_text(&mut self, key: &str) -> Result<Option<Text<'a>>, At> {
         if self.skip(key) { self.value().map(Some) } else { Ok(None) }
     }
 
@@ -233,7 +253,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A decimal number up to and with the byte that follows it.
-    fn number<T: std::str::FromStr>(&mut self, end: u8) -> Result<T, At> {
+    pub(crate) fn number<T: std::str::FromStr>(&mut self, end: u8) -> Result<T, At> {
         let len = self.rest().iter().position(|byte| *byte == end).ok_or(At(self.at))?;
         let digits = self.input.get(self.at..self.at + len).ok_or(At(self.at))?;
         let number = parse_decimal(digits).ok_or(At(self.at))?;

@@ -4,6 +4,7 @@
 mod audit;
 mod bundle;
 mod checkpoint;
+mod dump;
 mod entry;
 mod golden;
 mod guard_state;
