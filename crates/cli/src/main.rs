@@ -70,6 +70,9 @@ struct Verify {
     /// Trusted keys in the C2SP tlog-policy format; without it signatures are not checked and the exit code is 2 at best
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// A dump that `agd export` made: are its events the ones that were anchored?
+    #[arg(long, value_name = "FILE")]
+    events: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -128,7 +131,13 @@ fn run_verify(args: &Verify) -> Result<u8, String> {
         }
         verify::run(&reader, policy.as_ref(), &counter)
     };
-    let result = report::with_progress_of(&counter, &total, "entry", work).map_err(say)?;
+    let mut result = report::with_progress_of(&counter, &total, "entry", work).map_err(say)?;
+    if let Some(path) = &args.events {
+        let counter = AtomicU64::new(0);
+        let work = || verify::events::verify(&reader, &result, path, &counter);
+        let events = report::with_progress(&counter, "event", work).map_err(say)?;
+        result.events = Some(events);
+    }
     let mut stdout = io::stdout();
     let written = if args.json {
         writeln!(stdout, "{}", report::verify_json(&result, &args.store))

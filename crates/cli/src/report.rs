@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::publish::{Failure, Published, Refusal, Round, hex};
-use crate::verify::findings::Finding;
+use crate::verify::events::EventsReport;
+use crate::verify::findings::{Finding, Findings};
 use crate::verify::{LogReport, Report};
 use crate::{EXIT_FALSE, EXIT_OK};
 
@@ -61,7 +62,7 @@ pub fn time(micros: i64) -> String {
 }
 
 /// Text from outside, with control characters escaped.
-fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
             let escaped = c.is_control().then(|| c.escape_default());
@@ -235,6 +236,10 @@ pub fn verify_text(out: &mut dyn Write, report: &Report, color: bool) -> io::Res
         log_text(&mut text, log, report.with_policy);
         text.push('\n');
     }
+    if let Some(events) = &report.events {
+        events_text(&mut text, events);
+        text.push('\n');
+    }
     for unchecked in &report.unchecked {
         let _ = writeln!(text, "not checked  {}", plain(unchecked));
     }
@@ -292,13 +297,42 @@ fn log_text(text: &mut String, log: &LogReport, with_policy: bool) {
     }
     result.notes.iter().for_each(|note| row("note", note));
     result.unchecked.iter().for_each(|what| row("not checked", what));
-    for finding in result.findings.list() {
+    findings_text(&result.findings, &mut row);
+}
+
+fn findings_text(findings: &Findings, row: &mut dyn FnMut(&str, &str)) {
+    for finding in findings.list() {
         row("FALSE", &finding_text(finding));
     }
-    let more = result.findings.count() - result.findings.list().len() as u64;
+    let more = findings.count() - findings.list().len() as u64;
     if more > 0 {
         row("FALSE", &format!("and {} more", grouped(more)));
     }
+}
+
+/// Erased images that are named one by one for a person; programs get all.
+const NAMED_ERASED: usize = 5;
+
+fn events_text(text: &mut String, events: &EventsReport) {
+    let _ = writeln!(text, "{} (events)", plain(&events.file));
+    let mut row = |name: &str, value: &str| {
+        let _ = writeln!(text, "  {name:<11}  {}", plain(value.trim_end()));
+    };
+    for log in &events.logs {
+        let proven = counted(log.proven, "event");
+        row("log", &format!("{}, entries {} to {}", log.origin, grouped(log.first), grouped(log.last)));
+        row("proven", &format!("{proven} as anchored, {} with their digests", counted(log.images_proven, "image")));
+        if log.images_erased > 0 {
+            let mut ids: Vec<String> = log.erased.iter().take(NAMED_ERASED).map(ToString::to_string).collect();
+            if log.erased.len() > NAMED_ERASED {
+                ids.push(format!("and {} more", grouped((log.erased.len() - NAMED_ERASED) as u64)));
+            }
+            let (images, of) = (counted(log.images_erased, "image"), counted(log.erased.len() as u64, "event"));
+            row("erased", &format!("{images} of {of}: {}", ids.join(", ")));
+        }
+    }
+    events.unchecked.iter().for_each(|what| row("not checked", what));
+    findings_text(&events.findings, &mut row);
 }
 
 fn finding_text(finding: &Finding) -> String {
@@ -310,18 +344,33 @@ fn finding_text(finding: &Finding) -> String {
 }
 
 /// The last line, and the exit code it stands for.
-fn verdict(report: &Report) -> (String, u8) {
+pub fn verdict(report: &Report) -> (String, u8) {
     let code = report.exit_code();
     let logs = counted(report.logs.len() as u64, "log");
     let sum = |number: fn(&LogReport) -> u64| report.logs.iter().map(number).sum();
     let entries = counted(sum(|log| log.result.entries), "entry");
     let checkpoints = counted(sum(|log| log.result.published.len() as u64), "checkpoint");
+    let events = report.events.as_ref().map_or_else(String::new, |events| {
+        let proven = events.logs.iter().map(|log| log.proven).sum();
+        format!(", {} of a dump", counted(proven, "event"))
+    });
     let text = match code {
-        EXIT_OK => format!("OK: {logs}, {entries}, {checkpoints}: all holds"),
+        EXIT_OK => format!("OK: {logs}, {entries}, {checkpoints}{events}: all holds"),
         EXIT_FALSE => {
             let wrong = |log: &&LogReport| log.result.findings.count() > 0;
             let wrong = report.logs.iter().filter(wrong).count() as u64;
-            format!("FALSE: {} in {} of {logs}", counted(report.findings(), "finding"), grouped(wrong))
+            let of_events = report.events.as_ref().map_or(0, |events| events.findings.count());
+            let findings = counted(report.findings(), "finding");
+            match (report.findings() - of_events, of_events) {
+                (_, 0) => format!("FALSE: {findings} in {} of {logs}", grouped(wrong)),
+                (0, _) => format!("FALSE: {findings} in the dump, none in {logs}"),
+                (of_logs, _) => format!(
+                    "FALSE: {findings}: {} in {} of {logs}, {} in the dump",
+                    grouped(of_logs),
+                    grouped(wrong),
+                    grouped(of_events)
+                ),
+            }
         }
         _ if report.logs.is_empty() => "NOT CHECKED: nothing to verify".to_owned(),
         _ if report.with_policy => {
@@ -344,22 +393,39 @@ pub fn verify_json(report: &Report, store: &str) -> Value {
         "with_policy": report.with_policy,
         "unchecked": report.unchecked,
         "logs": report.logs.iter().map(log_json).collect::<Vec<_>>(),
+        "events": report.events.as_ref().map(events_json),
+    })
+}
+
+fn findings_json(findings: &Findings) -> Vec<Value> {
+    let json = |finding: &Finding| {
+        json!({
+            "file": finding.file, "index": finding.index, "offset": finding.offset, "message": finding.message,
+        })
+    };
+    findings.list().iter().map(json).collect()
+}
+
+fn events_json(events: &EventsReport) -> Value {
+    let logs = events.logs.iter().map(|log| {
+        json!({
+            "origin": log.origin, "first": log.first, "last": log.last, "images": log.images,
+            "proven": log.proven, "missing": log.missing,
+            "images_proven": log.images_proven, "images_erased": log.images_erased,
+            "erased": log.erased.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "file": events.file,
+        "logs": logs.collect::<Vec<_>>(),
+        "finding_count": events.findings.count(),
+        "findings": findings_json(&events.findings),
+        "unchecked": events.unchecked,
     })
 }
 
 fn log_json(log: &LogReport) -> Value {
     let result = &log.result;
-    let findings: Vec<Value> = result
-        .findings
-        .list()
-        .iter()
-        .map(|finding| {
-            json!({
-                "file": finding.file, "index": finding.index, "offset": finding.offset,
-                "message": finding.message,
-            })
-        })
-        .collect();
     let coverage = log
         .coverage
         .as_ref()
@@ -376,7 +442,7 @@ fn log_json(log: &LogReport) -> Value {
         "signed": result.signed,
         "covered": coverage,
         "finding_count": result.findings.count(),
-        "findings": findings,
+        "findings": findings_json(&result.findings),
         "unchecked": result.unchecked,
         "notes": result.notes,
     })

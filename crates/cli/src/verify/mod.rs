@@ -8,7 +8,9 @@
 mod checkpoints;
 pub mod discover;
 mod event_ids;
+pub mod events;
 pub mod findings;
+pub mod leaves;
 pub mod log;
 mod note;
 mod pipeline;
@@ -29,6 +31,7 @@ use crate::policy::Policy;
 use crate::store::{Reader, StoreError};
 use crate::succession::{self, Succession};
 use crate::{EXIT_FALSE, EXIT_OK, EXIT_UNCHECKED};
+use events::EventsReport;
 use findings::Finding;
 use log::{Claim, Job, LogResult};
 use pipeline::Threads;
@@ -66,20 +69,24 @@ pub struct Report {
     pub unchecked: Vec<String>,
     /// Whether signatures were checked.
     pub with_policy: bool,
+    /// The events of a dump that was held against the logs.
+    pub events: Option<EventsReport>,
 }
 
 impl Report {
     /// How many things are false.
     pub fn findings(&self) -> u64 {
-        self.logs.iter().map(|log| log.result.findings.count()).sum()
+        let events = self.events.as_ref().map_or(0, |events| events.findings.count());
+        self.logs.iter().map(|log| log.result.findings.count()).sum::<u64>() + events
     }
 
     /// 1 when something is false, else 2 when something was not checked, else 0.
     pub fn exit_code(&self) -> u8 {
         let checked = |log: &LogReport| log.result.unchecked.is_empty();
+        let events = self.events.as_ref().is_none_or(|events| events.unchecked.is_empty());
         if self.findings() > 0 {
             EXIT_FALSE
-        } else if !self.with_policy || !self.unchecked.is_empty() || !self.logs.iter().all(checked) {
+        } else if !self.with_policy || !self.unchecked.is_empty() || !self.logs.iter().all(checked) || !events {
             EXIT_UNCHECKED
         } else {
             EXIT_OK
@@ -110,7 +117,8 @@ pub fn published_entries(reader: &Reader) -> u64 {
 /// [`StoreError`] when the store cannot be walked.
 pub fn run(reader: &Reader, policy: Option<&Policy>, progress: &AtomicU64) -> Result<Report, StoreError> {
     let found = discover::discover(reader)?;
-    let mut report = Report { logs: Vec::new(), unchecked: found.unchecked, with_policy: policy.is_some() };
+    let mut report =
+        Report { logs: Vec::new(), unchecked: found.unchecked, with_policy: policy.is_some(), events: None };
     if found.origins.is_empty() {
         report.unchecked.push("there is no log in this store".to_owned());
     }
