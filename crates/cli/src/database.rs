@@ -72,10 +72,15 @@ impl Database {
     /// # Errors
     /// [`SourceError`] with what the server said.
     pub fn connect(config: &Config) -> Result<Self, SourceError> {
-        let mut client = config.connect(NoTls).map_err(|error| fail(CONNECT, &error))?;
-        client.batch_execute("SET search_path = ''").map_err(|error| fail(CONNECT, &error))?;
-        Ok(Self { client })
+        Ok(Self { client: connect(config)? })
     }
+}
+
+/// A connection on which no name is looked up anywhere but where a statement says.
+pub(crate) fn connect(config: &Config) -> Result<Client, SourceError> {
+    let mut client = config.connect(NoTls).map_err(|error| fail(CONNECT, &error))?;
+    client.batch_execute("SET search_path = ''").map_err(|error| fail(CONNECT, &error))?;
+    Ok(client)
 }
 
 impl Source for Database {
@@ -184,6 +189,11 @@ impl Source for Database {
 }
 
 fn fail(what: &'static str, error: &postgres::Error) -> SourceError {
+    fail_with(what, "grant the login role membership in agd_publisher", error)
+}
+
+/// `privilege`: what to do where the server says that the role may not.
+pub(crate) fn fail_with(what: &'static str, privilege: &str, error: &postgres::Error) -> SourceError {
     let Some(server) = error.as_db_error() else {
         // The source tells what the outer error only names ("error connecting to server").
         let cause = std::error::Error::source(error).map(ToString::to_string);
@@ -194,9 +204,7 @@ fn fail(what: &'static str, error: &postgres::Error) -> SourceError {
         return SourceError { what, message, hint: None };
     };
     let hint = match server.code() {
-        code if *code == SqlState::INSUFFICIENT_PRIVILEGE => {
-            Some("grant the login role membership in agd_publisher".to_owned())
-        }
+        code if *code == SqlState::INSUFFICIENT_PRIVILEGE => Some(privilege.to_owned()),
         code if *code == SqlState::INVALID_SCHEMA_NAME
             || *code == SqlState::UNDEFINED_TABLE
             || *code == SqlState::UNDEFINED_FUNCTION =>

@@ -14,6 +14,7 @@ pub mod keygen;
 pub mod origin;
 pub mod passphrase;
 pub mod policy;
+pub mod prove;
 pub mod publish;
 pub mod report;
 pub mod secret;
@@ -24,6 +25,7 @@ pub mod store;
 pub mod succession;
 pub mod tiles;
 pub mod verify;
+pub mod verify_proof;
 
 /// Exit code: everything that was asked holds.
 pub const EXIT_OK: u8 = 0;
