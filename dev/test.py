@@ -28,6 +28,7 @@ import build
 import cluster
 import setup
 import stage
+from chromium import chromium
 from pooler import pgbouncer
 from s3 import s3_server
 from shell import ROOT, Failed, as_user, give, main, output, say, took, unprivileged, which
@@ -160,6 +161,9 @@ def core(tally, env, wanted, programs):
         if folder != LIVE:
             start = time.monotonic()
             own = {**env, "CARGO_MANIFEST_DIR": str(folder)}
+            # The HTML report is read by a browser. Where there is none, its tests say so and fail.
+            if name == "html" and (browser := chromium()) is not None:
+                own["AGD_CHROMIUM"] = str(browser)
             code, printed = watched([path, *wanted], cwd=folder, env=own)
             if not (code == 0 and "running 0 tests" in printed):
                 libtest(tally, f"{folder.name} {name}", start, code, printed)

@@ -10,7 +10,7 @@ use std::time::Duration;
 use agd_cli::passphrase::Source;
 use agd_cli::serve::{self, Options, parse_interval};
 use agd_cli::store::{Reader, parse_location};
-use agd_cli::{EXIT_OK, EXIT_UNCHECKED, database, input, keygen, prove, report, sign, verify, verify_proof};
+use agd_cli::{EXIT_OK, EXIT_UNCHECKED, database, html, input, keygen, prove, report, sign, verify, verify_proof};
 use clap::{Args, Parser, Subcommand};
 
 /// Audit-gated discipline for PostgreSQL: publish the logs of a database, and verify them from files alone.
@@ -29,6 +29,7 @@ enum Command {
     Sign(sign::Arguments),
     Publish(Publish),
     Verify(Verify),
+    Report(html::Arguments),
     Prove(prove::Arguments),
     VerifyProof(verify_proof::Arguments),
 }
@@ -86,6 +87,7 @@ fn main() -> ExitCode {
         Command::Sign(args) => sign::run(&args).map_err(say).and_then(|signature| print(&signature)),
         Command::Publish(args) => run_publish(args),
         Command::Verify(args) => run_verify(&args),
+        Command::Report(args) => html::run(&args),
         Command::Prove(args) => prove::run(&args),
         Command::VerifyProof(args) => {
             verify_proof::run(&args).and_then(|(told, code)| print(told.as_bytes()).map(|_| code))
