@@ -190,7 +190,7 @@ def no_machine_paths(files):
     return matching([path for path in files if path.name not in GENERATED], MACHINE_PATHS)
 
 
-TRAP_TESTS = re.compile(r"\b([a-z_]+): (`\w+`(?:, `\w+`)*)")
+TRAP_TESTS = re.compile(r"\b((?:cli/)?[a-z_]+): (`\w+`(?:, `\w+`)*)")
 
 
 def traps_have_their_tests(files):
@@ -202,7 +202,8 @@ def traps_have_their_tests(files):
             if not (ROOT / "tests" / "isolation" / "specs" / f"{name}.spec").is_file():
                 found.append(at(path, number, line))
         for where, names in TRAP_TESTS.findall(line):
-            source = ROOT / ("src/pg_tests.rs" if where == "pg_tests" else f"pgrx-tests/tests/{where}.rs")
+            folder = "crates/cli/tests" if where.startswith("cli/") else "pgrx-tests/tests"
+            source = ROOT / ("src/pg_tests.rs" if where == "pg_tests" else f"{folder}/{where.removeprefix('cli/')}.rs")
             text = source.read_text() if source.is_file() else ""
             found += [at(path, number, f"{where}: {name}") for name in re.findall(r"\w+", names) if f"fn {name}()" not in text]
     return found

@@ -108,7 +108,7 @@ CREATE FUNCTION agd.record_publication(origin text, tree_size bigint, root_hash 
 COMMENT ON FUNCTION agd.record_publication(text, bigint, bytea, text, text) IS
   'agd publish reports where a checkpoint now lies, and the signed note as it was published';
 
--- These four read without SQL, whatever the caller's privileges are, and decide themselves who may know what.
+-- These five read without SQL, whatever the caller's privileges are, and decide themselves who may know what.
 CREATE FUNCTION agd.leaf_index(event_id text, tenant text, committed_at timestamptz) RETURNS bigint
   LANGUAGE c STABLE
   AS 'MODULE_PATHNAME', 'leaf_index_wrapper';
@@ -133,6 +133,14 @@ CREATE FUNCTION agd.tlog_proof(event_id text) RETURNS text
   AS 'MODULE_PATHNAME', 'tlog_proof_wrapper';
 COMMENT ON FUNCTION agd.tlog_proof(text) IS
   'a C2SP tlog-proof: an event''s entry, its inclusion proof and the newest published signed checkpoint, for a .tlog-proof file';
+
+CREATE FUNCTION agd.export_events(origin text, first_index bigint, last_index bigint)
+  RETURNS TABLE (leaf_index bigint, event_id text, entry bytea, images boolean,
+                 salt bytea, row_key bytea, old bytea, new bytea)
+  LANGUAGE c STABLE
+  AS 'MODULE_PATHNAME', 'agd_export_events';
+COMMENT ON FUNCTION agd.export_events(text, bigint, bigint) IS
+  'a log''s events as agd export writes them: entries (NULL: missing) and, where images says that you may read them, row images and salts';
 
 CREATE FUNCTION agd.verify(origin text DEFAULT NULL, full_scan boolean DEFAULT false)
   RETURNS TABLE (origin text, check_name text, ok boolean, entries bigint, detail text)

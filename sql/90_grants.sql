@@ -19,6 +19,8 @@ GRANT EXECUTE ON FUNCTION agd.may_read(text), agd.may_read_payload(text), agd.is
 -- These too: whoever may not read an event is told that there is none, and of a log that there is no such log.
 GRANT EXECUTE ON FUNCTION agd.inclusion_proof(text), agd.consistency_proof(text, bigint, bigint), agd.tlog_proof(text)
   TO agd_platform, agd_auditor, agd_publisher, agd_tenant;
+-- And whoever reads events may take them out: the function gives row images to those alone who see them in agd.events.
+GRANT EXECUTE ON FUNCTION agd.export_events(text, bigint, bigint) TO agd_platform, agd_auditor, agd_tenant;
 GRANT SELECT ON agd.events, agd.anchors TO agd_platform, agd_auditor, agd_tenant;
 GRANT EXECUTE ON FUNCTION agd.history(regclass, jsonb) TO agd_platform, agd_auditor, agd_tenant;
 

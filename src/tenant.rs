@@ -270,7 +270,7 @@ pub fn may_read(tenant: Option<&str>) -> bool {
 
 /// `agd.may_read_payload(tenant)`: row images are for the tenant itself and for superusers.
 #[pg_extern(sql = false)]
-fn may_read_payload(tenant: Option<&str>) -> bool {
+pub fn may_read_payload(tenant: Option<&str>) -> bool {
     // SAFETY: a catalog look-up.
     is_bound_to(tenant) || unsafe { pg_sys::superuser_arg(backend::outer_user()) }
 }

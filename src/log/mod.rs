@@ -2,8 +2,9 @@
 //!
 //! [`record`] reads events back and makes their entries; [`storage`] keeps the logs' trees, and [`stored`] reads them;
 //! [`sequencer`] integrates what became visible; [`position`] finds an event's leaf, [`prove`] proves it; [`read`] serves
-//! entries; [`verify`] recomputes everything.
+//! entries, [`export`] with their images; [`verify`] recomputes everything.
 
+mod export;
 mod position;
 pub mod prove;
 pub mod read;

@@ -202,6 +202,24 @@ impl Reader {
         Ok(found)
     }
 
+    /// The same, handed to `each` with the columns of the event's row. False: there is no such event.
+    pub fn entry_with_row(
+        &mut self,
+        context: &Context,
+        n: u32,
+        entry: &mut Vec<u8>,
+        mut each: impl FnMut(&[u8], &Columns),
+    ) -> Result<bool> {
+        let mut found = false;
+        self.event(EventKey { xact_id: context.xact_id, n }, |columns| {
+            write_entry(context, columns, entry)?;
+            each(entry, columns);
+            found = true;
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
     fn event(&mut self, key: EventKey, mut each: impl FnMut(&Columns) -> Result<()>) -> Result<()> {
         let mut keys = [
             scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(key.xact_id)),

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod database;
+pub mod export;
 pub mod html;
 pub mod input;
 pub mod key;

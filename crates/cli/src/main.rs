@@ -10,7 +10,9 @@ use std::time::Duration;
 use agd_cli::passphrase::Source;
 use agd_cli::serve::{self, Options, parse_interval};
 use agd_cli::store::{Reader, parse_location};
-use agd_cli::{EXIT_OK, EXIT_UNCHECKED, database, html, input, keygen, prove, report, sign, verify, verify_proof};
+use agd_cli::{
+    EXIT_OK, EXIT_UNCHECKED, database, export, html, input, keygen, prove, report, sign, verify, verify_proof,
+};
 use clap::{Args, Parser, Subcommand};
 
 /// Audit-gated discipline for PostgreSQL: publish the logs of a database, and verify them from files alone.
@@ -30,6 +32,7 @@ enum Command {
     Publish(Publish),
     Verify(Verify),
     Report(html::Arguments),
+    Export(export::Arguments),
     Prove(prove::Arguments),
     VerifyProof(verify_proof::Arguments),
 }
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
         Command::Publish(args) => run_publish(args),
         Command::Verify(args) => run_verify(&args),
         Command::Report(args) => html::run(&args),
+        Command::Export(args) => export::run(&args).map_err(say),
         Command::Prove(args) => prove::run(&args),
         Command::VerifyProof(args) => {
             verify_proof::run(&args).and_then(|(told, code)| print(told.as_bytes()).map(|_| code))
