@@ -3,7 +3,7 @@
 
 A second implementation of docs/formats.md, in another language and with nothing but the standard library, so that the
 vectors do not come from the code they check. Run it in this folder; it writes entries.json, images.json, tree.json,
-notes.json and proofs.json, always the same bytes.
+notes.json, proofs.json and tokens.json, always the same bytes.
 """
 
 import base64
@@ -174,6 +174,20 @@ def tlog_proof(extra, index, hashes, note):
     return "\n".join(lines) + "\n\n" + note
 
 
+# --- JSON Web Tokens (RFC 7515, RFC 7519, RFC 8037) -------------------------------------------------------------------
+
+
+def b64url(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def token(seed, header, claims):
+    """Header and claims are objects, or bytes as they are."""
+    parts = [p if isinstance(p, bytes) else json.dumps(p, separators=(",", ":")).encode() for p in (header, claims)]
+    signed = ".".join(map(b64url, parts))
+    return f"{signed}.{b64url(sign(seed, signed.encode()))}"
+
+
 # --- agd --------------------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +305,130 @@ def events():
     )
 
 
+TOKEN_SEED = bytes([0x17] * 32)
+TOKEN_HEADER = {"alg": "EdDSA", "kid": "acme-2026", "typ": "JWT"}
+NOW = 1_795_210_265
+TOKEN_CLAIMS = {
+    "aud": "agd-7/db",
+    "tenant": "acme",
+    "sub": "writer-1",
+    "role": "app",
+    "iat": NOW - 5,
+    "exp": NOW + 55,
+    "jti": "0f8b6a52-3c1e-4c6e-9a53-0b6d1f2e3a4b",
+}
+
+
+def claims_of(expected):
+    return json.loads(expected) if isinstance(expected, bytes) else expected
+
+
+def tokens():
+    """Name, token, what becomes of it: its claims, or the error."""
+    good, seed = TOKEN_CLAIMS, TOKEN_SEED
+
+    def changed(name, expected, header=None, claims=None, without=(), raw_header=None, raw_claims=None):
+        header = raw_header or {k: v for k, v in (TOKEN_HEADER | (header or {})).items() if k not in without}
+        claims = raw_claims or {k: v for k, v in (good | (claims or {})).items() if k not in without}
+        return name, token(seed, header, claims), claims if expected is None else expected
+
+    yield changed("least", None, without=("typ",))
+    yield changed("with a type", None)
+    yield changed("all claims", None, claims={"nbf": NOW - 1, "scope": ["read", "orders:write"], "fleet": "9f86d081884c7d65"})
+    yield changed("no scope at all", None, claims={"scope": []})
+    yield changed("another script", None, claims={"sub": "Zo\u00eb \u20ac \U0001f600"})
+    yield changed("an hour", None, claims={"iat": NOW - 1, "exp": NOW + 3599})
+    yield changed("white space", None, raw_claims=json.dumps(good, indent=2).encode())
+    yield changed("skewed clock", None, claims={"iat": NOW + 2, "nbf": NOW + 2})
+    for algorithm in ("none", "HS256", "ES256", "eddsa", "EdDSA ", "Ed25519", "Ed448", None, 7, ["EdDSA"]):
+        yield changed(f"algorithm {algorithm!r}", "Algorithm", header={"alg": algorithm})
+    yield changed("no algorithm", "Algorithm", without=("alg",))
+    for name, value in (
+        ("crit", ["exp"]),
+        ("jwk", {"kty": "OKP", "crv": "Ed25519", "x": b64url(public_key(seed))}),
+        ("jku", "https://example.com/keys"),
+        ("x5u", "https://example.com/chain"),
+        ("x5c", ["MIIB"]),
+        ("x5t", "x"),
+        ("x5t#S256", "x"),
+        ("b64", False),
+        ("cty", "JWT"),
+        ("zip", "DEF"),
+    ):
+        yield changed(f"header {name}", "HeaderMember", header={name: value})
+    for kid in ("", "a b", "a/b", "a\n", "k" * 65, "\u00e9", 7, None):
+        yield changed(f"kid {kid!r}", "KeyId", header={"kid": kid})
+    yield changed("no kid", "KeyId", without=("kid",))
+    for typ in ("jwt", "JOSE", "at+jwt", 7, None):
+        yield changed(f"type {typ!r}", "Type", header={"typ": typ})
+    for raw in (b"", b"[]", b"null", b'"x"', b'{"alg":"EdDSA"', b'{"alg":"EdDSA","kid":"a"}x', b'["EdDSA","a"]', b"\xff",
+                b'{"alg":"EdDSA","kid":"a","alg":"EdDSA"}', b'\xef\xbb\xbf{"alg":"EdDSA","kid":"a"}'):
+        yield changed(f"header {raw!r}", "Json(Header)", raw_header=raw or b" ")
+    for raw in (b" ", b"[]", b"{", b'{"aud":"\xff"}', b'{"a":"\\ud800"}', json.dumps(good).encode()[:-1] + b',"sub":"boss"}',
+                json.dumps(good).encode()[:-1] + b',"tenant":"acme"}'):
+        yield changed(f"claims {raw[-20:]!r}", "Json(Claims)", raw_claims=raw)
+    for name in ("aud", "tenant", "sub", "role", "iat", "exp", "jti"):
+        yield changed(f"without {name}", f'Claim("{name}")', without=(name,))
+        yield changed(f"{name} null", f'Claim("{name}")', claims={name: None})
+        yield changed(f"{name} a list", f'Claim("{name}")', claims={name: [good[name]]})
+    for name, value in (
+        ("tenant", "Acme"), ("tenant", "acme "), ("tenant", ""), ("tenant", "a" * 64), ("tenant", "\u0430cme"),
+        ("sub", ""), ("sub", "a\nb"), ("sub", "\u0085"), ("sub", "p" * 129), ("sub", "\x00"),
+        ("role", ""), ("role", "r" * 64),
+        ("jti", ""), ("jti", "a b"), ("jti", "j" * 65), ("jti", "a=="), ("jti", 7),
+        ("iat", str(NOW)), ("iat", NOW + 0.5), ("iat", -1), ("iat", True), ("exp", str(NOW + 5)), ("exp", 1e400),
+        ("nbf", None), ("nbf", "now"), ("scope", "read"), ("scope", [""]), ("scope", [7]), ("scope", ["a b"]),
+        ("scope", ["s"] * 33), ("scope", ["s" * 65]), ("scope", None), ("fleet", None), ("fleet", ""),
+    ):
+        expected = f'Claim("{name}")'
+        if value == 1e400:
+            value = 2**64
+        yield changed(f"{name} {str(value)[:20]!r}", expected, claims={name: value})
+    for name, value in (("iss", "https://issuer"), ("azp", "x"), ("cnf", {"jkt": "x"}), ("Tenant", "acme"), ("not_before", 1)):
+        yield changed(f"claim {name}", "UnknownClaim", claims={name: value})
+    yield changed("longer than an hour", "Lifetime", claims={"iat": NOW - 1, "exp": NOW + 3600})
+    yield changed("no lifetime", "Lifetime", claims={"iat": NOW, "exp": NOW})
+    yield changed("backwards", "Lifetime", claims={"iat": NOW + 1, "exp": NOW})
+    yield changed("ends before it begins", "Lifetime", claims={"nbf": NOW + 55})
+    for audience in ("agd-7/db/i2", "agd-7/DB", "agd-7", "agd-7/db/t/acme"):
+        yield changed(f"audience {audience}", "Audience", claims={"aud": audience})
+    for role in ("App", "postgres", "app "):
+        yield changed(f"role {role}", "Role", claims={"role": role})
+    yield changed("expired this second", "Expired", claims={"exp": NOW})
+    yield changed("from the future", "NotYetValid", claims={"iat": NOW + 3})
+    yield changed("not yet", "NotYetValid", claims={"nbf": NOW + 3})
+    yield changed("from before the start", "IssuedTooEarly", claims={"iat": NOW - 100})
+    yield changed("long", "TooLong", claims={"sub": "p" * 4096})
+
+    right = token(seed, TOKEN_HEADER, good)
+    header, claims, signature = right.split(".")
+    for name, text, expected in (
+        ("empty", "", "Layout"),
+        ("one part", header, "Layout"),
+        ("two parts", f"{header}.{claims}", "Layout"),
+        ("four parts", f"{right}.{signature}", "Layout"),
+        ("five parts", f"{header}..{claims}..{signature}", "Layout"),
+        ("no header", f".{claims}.{signature}", "Json(Header)"),
+        ("no signature", f"{header}.{claims}.", "Signature"),
+        ("truncated", right[:-1], "Base64(Signature)"),
+        ("truncated by a byte", right[:-2], "Signature"),
+        ("padded", f"{right}==", "Base64(Signature)"),
+        ("a padded header", f"{header}=.{claims}.{signature}", "Base64(Header)"),
+        ("a space before", f" {right}", "Base64(Header)"),
+        ("a line feed after", f"{right}\n", "Base64(Signature)"),
+        ("the other alphabet", f"{header}.{claims}.{'+/' + signature[2:]}", "Base64(Signature)"),
+        ("trailing bits", right[:-1] + chr(ord(right[-1]) + 1), "Base64(Signature)"),
+        ("another key", token(bytes([0x18] * 32), TOKEN_HEADER, good), "Signature"),
+        ("claims of another", f"{header}.{b64url(json.dumps(good | {'sub': 'boss'}).encode())}.{signature}", "Signature"),
+        ("header of another", f"{b64url(json.dumps({'alg': 'EdDSA', 'kid': 'acme-2026'}).encode())}.{claims}.{signature}", "Signature"),
+    ):
+        yield name, text, expected
+    # The same signature with the field's order added to its scalar: valid for a verifier that does not look.
+    raw = sign(seed, f"{header}.{claims}".encode())
+    again = raw[:32] + (int.from_bytes(raw[32:], "little") + L).to_bytes(32, "little")
+    yield "a malleated signature", f"{header}.{claims}.{b64url(again)}", "Signature"
+
+
 def write(file, content):
     with open(file, "w", encoding="utf-8") as out:
         json.dump(content, out, ensure_ascii=True, indent=1)
@@ -398,6 +536,17 @@ def main():
             }
         )
     write("proofs.json", {"proofs": proofs})
+
+    write(
+        "tokens.json",
+        {
+            "kid": TOKEN_HEADER["kid"],
+            "seed": TOKEN_SEED.hex(),
+            "public_key": public_key(TOKEN_SEED).hex(),
+            "expected": {"audience": "agd-7/db", "role": "app", "now": NOW, "issued_after": NOW - 100, "max_lifetime": 3600},
+            "tokens": [{"name": n, "token": t, ("error" if isinstance(e, str) else "claims"): claims_of(e)} for n, t, e in tokens()],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 //! Pure logic of agd, shared by the PostgreSQL extension and the command line.
 //!
 //! Owns the byte formats and the mathematics: what an event's entry looks like, how entries become a Merkle tree, how
-//! trees become tiles, proofs, checkpoints and signed notes. Promises that the same input gives the same bytes on every
-//! machine, that no input makes it panic, and that every file can be read by any client of the published formats
-//! (RFC 6962, RFC 9162, C2SP tlog-tiles, tlog-checkpoint, signed-note, tlog-proof). It never does I/O, never reads a
-//! clock, never draws randomness and knows nothing of PostgreSQL. `docs/formats.md` describes every format byte by byte.
+//! trees become tiles, proofs, checkpoints and signed notes, and what a token says. Promises that the same input gives
+//! the same bytes on every machine, that no input makes it panic, and that every file can be read by any client of the
+//! published formats (RFC 6962, RFC 9162, C2SP tlog-tiles, tlog-checkpoint, signed-note, tlog-proof; RFC 7519 for tokens).
+//! It never does I/O, never reads a clock, never draws randomness and knows nothing of PostgreSQL. `docs/formats.md` describes every format byte by byte.
 #![forbid(unsafe_code)]
 
 pub mod audit;
@@ -22,6 +22,7 @@ pub mod note;
 pub mod proof;
 pub mod tile;
 pub mod tlog_proof;
+pub mod token;
 
 pub use bundle::BundleError;
 pub use checkpoint::{Checkpoint, CheckpointError};
@@ -34,3 +35,4 @@ pub use note::{NoteError, NoteSignature, SignedNote, SigningKey, VerifierKey};
 pub use proof::{HashReader, ProofError};
 pub use tile::{FullTile, TILE_WIDTH, TileCoord, TiledTree};
 pub use tlog_proof::{TlogProof, TlogProofError};
+pub use token::{Claims, TokenError, TokenSigner, TokenVerifier};

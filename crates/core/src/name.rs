@@ -24,6 +24,11 @@ pub enum NameError {
         "a tenant name has 1 to {MAX_TENANT_LEN} characters of a-z, 0-9, _ and -, and begins and ends with a letter or digit"
     )]
     Tenant,
+    /// A tenant's name that is read as a number or a uuid, and is not its own spelling of it.
+    #[error(
+        "a tenant name that is a number or a uuid is written in the one usual way: 7, not 007; lower case, 8-4-4-4-12"
+    )]
+    Ambiguous,
     /// Empty or above [`MAX_LOG_NAME_LEN`] bytes.
     #[error("a log name has 1 to {MAX_LOG_NAME_LEN} characters")]
     Length,
@@ -42,17 +47,46 @@ pub enum NameError {
 
 /// Checks a tenant's name: `[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?`.
 ///
+/// A policy on a column of numbers or uuids casts the name, so what PostgreSQL reads as one must be its only name: `007`,
+/// `0x7` and `1_000` would be other tenants' numbers, 32 hexadecimal digits without hyphens another tenant's uuid.
+///
 /// # Errors
-/// [`NameError::Tenant`].
+/// [`NameError::Tenant`], [`NameError::Ambiguous`].
 pub fn validate_tenant(tenant: &str) -> Result<(), NameError> {
     let edge = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
     let bytes = tenant.as_bytes();
-    if bytes.len() <= MAX_TENANT_LEN && edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(inner) {
-        Ok(())
-    } else {
-        Err(NameError::Tenant)
+    if !(bytes.len() <= MAX_TENANT_LEN && edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(inner)) {
+        return Err(NameError::Tenant);
     }
+    if is_other_number(tenant) || is_other_uuid(bytes) {
+        return Err(NameError::Ambiguous);
+    }
+    Ok(())
+}
+
+/// What PostgreSQL's integer types read (16 and later: with underscores, and in base 2, 8 and 16) and would not write.
+fn is_other_number(name: &str) -> bool {
+    let all = |digits: &str, is: fn(&u8) -> bool| !digits.is_empty() && digits.bytes().all(|b| b == b'_' || is(&b));
+    let based = [
+        ("0x", u8::is_ascii_hexdigit as fn(&u8) -> bool),
+        ("0o", |b| (b'0'..b'8').contains(b)),
+        ("0b", |b| matches!(b, b'0' | b'1')),
+    ];
+    if based.iter().any(|(prefix, is)| name.strip_prefix(prefix).is_some_and(|digits| all(digits, *is))) {
+        return true;
+    }
+    all(name, u8::is_ascii_digit) && (name.contains('_') || name.len() > 1 && name.starts_with('0'))
+}
+
+/// 32 hexadecimal digits with hyphens anywhere but in the four usual places.
+fn is_other_uuid(name: &[u8]) -> bool {
+    let digits = name.iter().filter(|b| **b != b'-');
+    if digits.clone().count() != 32 || !digits.clone().all(u8::is_ascii_hexdigit) {
+        return false;
+    }
+    let hyphens: Vec<usize> = (0..name.len()).filter(|&at| name[at] == b'-').collect();
+    hyphens != [8, 13, 18, 23]
 }
 
 /// Checks a log's name, the platform log's origin: segments of `[a-z0-9.-]` between slashes.

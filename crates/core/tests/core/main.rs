@@ -16,6 +16,7 @@ mod note;
 mod proof;
 mod tile;
 mod tlog_proof;
+mod token;
 
 use agd_core::merkle::{Hash, leaf_hash};
 
