@@ -26,6 +26,7 @@ pub mod source;
 pub mod store;
 pub mod succession;
 pub mod tiles;
+pub mod token;
 pub mod verify;
 pub mod verify_proof;
 

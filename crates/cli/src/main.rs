@@ -11,7 +11,7 @@ use agd_cli::passphrase::Source;
 use agd_cli::serve::{self, Options, parse_interval};
 use agd_cli::store::{Reader, parse_location};
 use agd_cli::{
-    EXIT_OK, EXIT_UNCHECKED, database, export, html, input, keygen, prove, report, sign, verify, verify_proof,
+    EXIT_OK, EXIT_UNCHECKED, database, export, html, input, keygen, prove, report, sign, token, verify, verify_proof,
 };
 use clap::{Args, Parser, Subcommand};
 
@@ -29,6 +29,7 @@ struct Cli {
 enum Command {
     Keygen(keygen::Arguments),
     Sign(sign::Arguments),
+    Token(token::Arguments),
     Publish(Publish),
     Verify(Verify),
     Report(html::Arguments),
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
     let code = match Cli::parse().command {
         Command::Keygen(args) => keygen::run(&args).map_err(say).and_then(|told| print(format!("{told}\n").as_bytes())),
         Command::Sign(args) => sign::run(&args).map_err(say).and_then(|signature| print(&signature)),
+        Command::Token(args) => token::run(&args).map_err(say).and_then(|told| print(format!("{told}\n").as_bytes())),
         Command::Publish(args) => run_publish(args),
         Command::Verify(args) => run_verify(&args),
         Command::Report(args) => html::run(&args),
