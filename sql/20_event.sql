@@ -28,7 +28,7 @@ CREATE TABLE agd.transaction (
   principal         text,
   fleet_id          text,
   cause             text,
-  binding           text COLLATE "C" NOT NULL CHECK (binding IN ('none', 'role', 'bypass', 'replication')),
+  binding           text COLLATE "C" NOT NULL CHECK (binding IN ('none', 'role', 'token', 'asserted', 'bypass', 'replication')),
   application_name  text,
   client_addr       text
 );

@@ -32,6 +32,7 @@ CREATE VIEW agd.every_guard AS
                            'hex')::uuid,
          own.relation, NULL, false, 'refuse', '{}'
     FROM (VALUES ('tenant', 'agd.tenant'::regclass), ('role_map', 'agd.role_map'::regclass),
+                 ('tenant_key', 'agd.tenant_key'::regclass),
                  ('guarded_table', 'agd.guarded_table'::regclass)) AS own(name, relation);
 COMMENT ON VIEW agd.every_guard IS 'the guards of agd.guard() and those of agd''s own tables';
 
@@ -117,13 +118,15 @@ BEGIN ATOMIC
             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_index x WHERE x.indrelid = t.oid AND x.indisprimary)
            -- The wall.
            UNION ALL
-           SELECT pg_catalog.format('the tenant column "%s" is missing, generated or of another type', g.tenant_column)
+           SELECT pg_catalog.format('the tenant column "%s" is missing, generated, or of another type or collation', g.tenant_column)
             WHERE g.tenant_column IS NOT NULL
               AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
                                WHERE a.attrelid = t.oid AND a.attname = g.tenant_column AND NOT a.attisdropped
                                  AND a.attgenerated = ''
                                  AND a.atttypid IN ('text'::regtype, 'varchar'::regtype, 'uuid'::regtype,
-                                                    'bigint'::regtype, 'integer'::regtype))
+                                                    'bigint'::regtype, 'integer'::regtype)
+                                 AND NOT EXISTS (SELECT FROM pg_catalog.pg_collation n
+                                                  WHERE n.oid = a.attcollation AND NOT n.collisdeterministic))
            UNION ALL
            SELECT pg_catalog.format('the redacted column "%s" is missing, generated or part of the primary key', col.name)
              FROM pg_catalog.unnest(g.redact) AS col(name)

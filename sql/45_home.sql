@@ -40,6 +40,7 @@ COMMENT ON FUNCTION agd.new_incarnation(text) IS
 -- pg_dump carries the rows of these tables. Only agd.home and agd.verified stay behind: they speak of this database.
 SELECT pg_catalog.pg_extension_config_dump('agd.tenant', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.role_map', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.tenant_key', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.event', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.transaction', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.guarded_table', '');

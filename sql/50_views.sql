@@ -2,12 +2,12 @@
 
 -- Who asks is the role that authenticated, or that SET ROLE chose; a SECURITY DEFINER function around does not count.
 CREATE FUNCTION agd.may_read(tenant text) RETURNS boolean
-  LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'may_read_wrapper';
+  LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'agd_may_read';
 COMMENT ON FUNCTION agd.may_read(text) IS
   'may this session see events of this tenant: platform and auditor every header, a tenant its own';
 
 CREATE FUNCTION agd.may_read_payload(tenant text) RETURNS boolean
-  LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'may_read_payload_wrapper';
+  LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'agd_may_read_payload';
 COMMENT ON FUNCTION agd.may_read_payload(text) IS
   'may this session read row images of this tenant: the tenant itself, and superusers';
 

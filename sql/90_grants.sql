@@ -7,7 +7,11 @@ REVOKE ALL ON ALL TABLES IN SCHEMA agd FROM PUBLIC;
 GRANT USAGE ON SCHEMA agd TO PUBLIC;
 
 -- Open to all: policies call current_tenant() as whoever reads the table, and every writer may say why it writes.
-GRANT EXECUTE ON FUNCTION agd.current_tenant(), agd.current_principal(), agd.set_cause(text) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION agd.current_tenant(), agd.current_principal(), agd.current_scopes(), agd.set_cause(text) TO PUBLIC;
+
+-- Open too: who may bind, and to whom, they decide themselves, by the login role. A privilege would be asked of the role
+-- that acts, which SET ROLE and SECURITY DEFINER change.
+GRANT EXECUTE ON FUNCTION agd.bind(text), agd.enter(text, text) TO PUBLIC;
 
 -- Whoever makes a partition of a guarded table has the guard's row triggers cloned, and PostgreSQL asks that role for
 -- EXECUTE. A trigger made by hand gains nothing: the functions serve only the tree of the guard they are told.
@@ -27,10 +31,11 @@ GRANT EXECUTE ON FUNCTION agd.history(regclass, jsonb) TO agd_platform, agd_audi
 -- Operates: guards, tenants, anchors. No payloads.
 GRANT EXECUTE ON FUNCTION
   agd.guard(regclass, name, name[], boolean, text, boolean), agd.unguard(regclass, text),
-  agd.create_tenant(text, text), agd.map_role(name, text, text), agd.resume(),
+  agd.create_tenant(text, text), agd.map_role(name, text, text),
+  agd.add_tenant_key(text, text, bytea), agd.revoke_tenant_key(text, text), agd.resume(),
   agd.new_incarnation(text) TO agd_platform;
-GRANT SELECT ON agd.tenant, agd.role_map, agd.guarded_table, agd.every_guard TO agd_platform, agd_auditor;
-GRANT EXECUTE ON FUNCTION agd.coverage(), agd.guard_state(), agd.anchor(), agd.worker_status(),
+GRANT SELECT ON agd.tenant, agd.role_map, agd.tenant_key, agd.guarded_table, agd.every_guard TO agd_platform, agd_auditor;
+GRANT EXECUTE ON FUNCTION agd.coverage(), agd.wall_gaps(regclass), agd.guard_state(), agd.anchor(), agd.worker_status(),
   agd.verify(text, boolean), agd.verifications() TO agd_platform, agd_auditor;
 GRANT SELECT ON agd.stat, agd.verify_progress TO agd_platform, agd_auditor;
 -- verify_table() names rows by their key and columns by their name; values it shows to superusers only.

@@ -35,6 +35,10 @@ pub struct Catalog {
     pub role_map: pg_sys::Oid,
     /// agd.role_map_pkey on (role)
     pub role_map_pkey: pg_sys::Oid,
+    /// agd.tenant_key
+    pub tenant_key: pg_sys::Oid,
+    /// agd.tenant_key_pkey on (kid)
+    pub tenant_key_pkey: pg_sys::Oid,
     /// agd.sequencer
     pub sequencer: pg_sys::Oid,
     /// agd.log
@@ -64,7 +68,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    fn all(&self) -> [pg_sys::Oid; 24] {
+    fn all(&self) -> [pg_sys::Oid; 26] {
         [
             self.event,
             self.event_pkey,
@@ -77,6 +81,8 @@ impl Catalog {
             self.tenant_pkey,
             self.role_map,
             self.role_map_pkey,
+            self.tenant_key,
+            self.tenant_key_pkey,
             self.sequencer,
             self.log,
             self.log_pkey,
@@ -97,7 +103,7 @@ impl Catalog {
 impl Catalog {
     /// Is it one of agd's own tables that are behind the gate? (The same list: agd.every_guard, sql/30_guard.sql.)
     pub fn has_own_guard(&self, relation: pg_sys::Oid) -> bool {
-        [self.tenant, self.role_map, self.guarded_table].contains(&relation)
+        [self.tenant, self.role_map, self.tenant_key, self.guarded_table].contains(&relation)
     }
 }
 
@@ -143,6 +149,8 @@ pub fn catalog() -> Result<Catalog> {
         tenant_pkey: named(c"tenant_pkey")?,
         role_map: named(c"role_map")?,
         role_map_pkey: named(c"role_map_pkey")?,
+        tenant_key: named(c"tenant_key")?,
+        tenant_key_pkey: named(c"tenant_key_pkey")?,
         sequencer: named(c"sequencer")?,
         log: named(c"log")?,
         log_pkey: named(c"log_pkey")?,

@@ -10,7 +10,8 @@
 //! Shared memory does not outlive the server: what a crash finds in the ring is lost, as documented.
 //!
 //! What counts as refused: whatever the gate's own trigger functions raise (the write, the TRUNCATE or the commit was on
-//! its way and agd stopped it), and AG002 and 53400 wherever they are raised. A bad argument to one of agd's functions is
+//! its way and agd stopped it), every token and every word that did not bind, and AG002, AG004 and 53400 wherever they are
+//! raised. A bad argument to one of agd's functions is
 //! no attempt on data, and an error of PostgreSQL's own (a privilege, a policy, a constraint, a cancel) is not agd's.
 #![allow(unsafe_code)] // slots in shared memory are written by hand
 
@@ -169,7 +170,7 @@ pub fn record(error: &Error) {
     };
     let Ok(database) = shmem::database(oid) else { return };
     let (session_user, role) = (transaction::session_user_name(), transaction::role_name());
-    let bound = tenant::bound_tenant().ok().flatten();
+    let bound = tenant::last_tenant().or_else(|| tenant::bound_tenant().ok().flatten());
     // What is longer than a tenant's name is none, and cut short it might become one.
     let concerned = attempt.tenant.filter(|tenant| tenant.len() <= NAME);
     let application = event::application_name();

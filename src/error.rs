@@ -38,6 +38,8 @@ pub enum Error {
     TamperingRefused { message: String, hint: String },
     /// AG003: the record here is not all that was recorded.
     NotAContinuation { message: String, hint: String },
+    /// AG004: a token that does not bind. `recorded` is what the log says, which knows more than the caller is told.
+    TokenRefused { message: String, hint: String, recorded: String },
     /// AG005: the table asks for a cause, and the transaction has none.
     CauseRequired { relation: String },
     /// XX000: a state that agd's own code rules out.
@@ -77,6 +79,7 @@ impl Error {
             ),
             Error::TamperingRefused { message, hint } => plain(b"AG002", message, hint),
             Error::NotAContinuation { message, hint } => plain(b"AG003", message, hint),
+            Error::TokenRefused { message, hint, .. } => plain(b"AG004", message, hint),
             Error::CauseRequired { relation } => plain(
                 b"AG005",
                 format!("a write to {relation} needs a cause"),
@@ -102,14 +105,14 @@ impl Error {
 
     /// Is it a refused attempt wherever it is raised? (Of the others, those that the gate raises.)
     pub fn always_refuses(&self) -> bool {
-        matches!(self, Error::TamperingRefused { .. } | Error::OverCeiling { .. })
+        matches!(self, Error::TamperingRefused { .. } | Error::OverCeiling { .. } | Error::TokenRefused { .. })
     }
 
     /// SQLSTATE and message as they may stand in the log: names of objects and roles, no value of any row.
     pub fn for_the_record(&self) -> ([u8; 5], String) {
         let report = self.clone().report();
         let message = match self {
-            Error::TenantRefused { recorded, .. } => recorded.clone(),
+            Error::TenantRefused { recorded, .. } | Error::TokenRefused { recorded, .. } => recorded.clone(),
             _ => report.message,
         };
         (*report.sqlstate, message)

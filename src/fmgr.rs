@@ -44,6 +44,16 @@ pub unsafe fn argument<T: FromDatum>(call: pg_sys::FunctionCallInfo, number: usi
     }
 }
 
+/// A function's result; None: SQL NULL.
+///
+/// # Safety
+/// The call is the one being answered.
+pub unsafe fn answer(call: pg_sys::FunctionCallInfo, value: Option<pg_sys::Datum>) -> pg_sys::Datum {
+    // SAFETY: passed on to the caller.
+    unsafe { (*call).isnull = value.is_none() };
+    value.unwrap_or(pg_sys::Datum::from(0))
+}
+
 /// The rows of a function that returns a table, handed over all at once: row by row PostgreSQL would enter the function anew
 /// for each, which for one that is SECURITY DEFINER with settings costs more than making the row.
 pub struct Rows {

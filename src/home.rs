@@ -325,6 +325,17 @@ pub fn snapshot_end() -> Result<Option<u64>> {
     Ok(end.filter(|_| home.is_here()).map(|end| home.base + end))
 }
 
+/// This database's name for those who issue tokens: that of its platform log, whatever its incarnation. 55000 where the
+/// record is not at home: what is good for a database is not good for a copy of it.
+pub fn audience() -> Result<String> {
+    let home = read()?;
+    if !home.is_here() {
+        return Err(not_resumed());
+    }
+    let log_name = home.log_name.ok_or_else(|| Error::Internal("agd: a record without a name".into()))?;
+    Ok(name::split_incarnation(&log_name).0.to_owned())
+}
+
 // ------------------------------------------------------------------------------------------------- for the worker
 
 /// What the sequencer must know of the home, as of its snapshot.
@@ -543,7 +554,8 @@ fn check_record(loaded: bool) -> Result<String> {
     }
     let unknown = query::one::<String>(
         "SELECT pg_catalog.string_agg(DISTINCT w.tenant, ', ')
-           FROM (SELECT l.tenant FROM agd.log l UNION ALL SELECT m.tenant FROM agd.role_map m) w
+           FROM (SELECT l.tenant FROM agd.log l UNION ALL SELECT m.tenant FROM agd.role_map m
+                 UNION ALL SELECT k.tenant FROM agd.tenant_key k) w
           WHERE w.tenant IS NOT NULL AND NOT EXISTS (SELECT FROM agd.tenant t WHERE t.tenant = w.tenant)",
         &[],
     )?;

@@ -40,7 +40,8 @@ extension_sql_file!("../sql/10_tenant.sql", name = "tenant", requires = ["schema
 extension_sql_file!("../sql/20_event.sql", name = "event", requires = ["tenant"]);
 extension_sql_file!("../sql/30_guard.sql", name = "guard", requires = ["event"]);
 extension_sql_file!("../sql/35_protect.sql", name = "protect", requires = ["guard"]);
-extension_sql_file!("../sql/40_log.sql", name = "log", requires = ["protect"]);
+extension_sql_file!("../sql/37_wall.sql", name = "wall", requires = ["protect"]);
+extension_sql_file!("../sql/40_log.sql", name = "log", requires = ["wall"]);
 extension_sql_file!("../sql/45_home.sql", name = "home", requires = ["log"]);
 extension_sql_file!("../sql/50_views.sql", name = "views", requires = ["home"]);
 extension_sql_file!("../sql/60_verify_table.sql", name = "verify_table", requires = ["views"]);

@@ -176,6 +176,7 @@ unsafe extern "C-unwind" fn process_utility(
                 Ok(())
             });
         }
+        error::entry(|| crate::tenant::leftover::before_utility(node));
         error::entry(|| crate::guard::protect::before_utility(statement, query_string, context));
         match PREVIOUS_UTILITY {
             Some(previous) => {

@@ -339,4 +339,15 @@ mod tests {
         );
         assert_eq!((rows, recorded), (1, 1));
     }
+
+    /// The memory of used tokens: nothing is forgotten that has not expired, and it is nearly full before one is refused.
+    #[pg_test]
+    fn used_tokens_find_a_place_until_there_is_none() {
+        use crate::tenant::used::trial::{expiring, filled};
+        assert_eq!(expiring(), [Some(true), Some(false), None, Some(true), Some(true)]);
+        for capacity in [1 << 10, 1 << 17] {
+            let filled = filled(capacity);
+            assert!(filled > capacity * 3 / 4 && filled <= capacity, "{filled} of {capacity}");
+        }
+    }
 }

@@ -11,7 +11,12 @@ static ANCHOR_MAX_AGE: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static MAX_UNSEQUENCED_EVENTS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static MAX_UNPUBLISHED_ANCHORS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static CEILING_WAIT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static TOKEN_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(LONGEST_TOKEN);
+static MAX_LIVE_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(131_072);
 static LOG_NAME: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+
+/// What no setting exceeds, in seconds.
+const LONGEST_TOKEN: i32 = agd_core::token::MAX_LIFETIME as i32;
 
 /// Defines the settings and reserves the prefix. Called once from `_PG_init`.
 #[allow(unsafe_code)] // one call without a safe form
@@ -56,6 +61,26 @@ pub fn init() {
         GucContext::Sighup,
         GucFlags::UNIT_MS,
     );
+    GucRegistry::define_int_guc(
+        c"agd.token_max_lifetime",
+        c"Tokens whose exp is further than this from their iat are refused.",
+        c"Never more than an hour. The shorter tokens live, the fewer have to be remembered. See agd.max_live_tokens.",
+        &TOKEN_MAX_LIFETIME,
+        1,
+        LONGEST_TOKEN,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"agd.max_live_tokens",
+        c"So many used tokens are remembered until they expire; 24 bytes of shared memory each.",
+        c"While there is no room, agd.bind() fails with SQLSTATE 53400.",
+        &MAX_LIVE_TOKENS,
+        1_024,
+        1 << 26,
+        GucContext::Postmaster,
+        GucFlags::default(),
+    );
     GucRegistry::define_string_guc(
         c"agd.log_name",
         c"The platform log's origin; read once, by CREATE EXTENSION agd.",
@@ -86,6 +111,16 @@ pub fn max_unpublished_anchors() -> i64 {
 /// agd.ceiling_wait.
 pub fn ceiling_wait() -> Duration {
     Duration::from_millis(CEILING_WAIT.get().unsigned_abs().into())
+}
+
+/// agd.token_max_lifetime in seconds.
+pub fn token_max_lifetime() -> u64 {
+    u64::from(TOKEN_MAX_LIFETIME.get().unsigned_abs())
+}
+
+/// agd.max_live_tokens.
+pub fn max_live_tokens() -> usize {
+    MAX_LIVE_TOKENS.get().unsigned_abs() as usize
 }
 
 /// agd.log_name, None when it is not set.

@@ -8,6 +8,7 @@
 
 use crate::error::{Error, Result};
 use crate::log::verify::progress;
+use crate::tenant::{share, used};
 use crate::{backend, denied};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::Cell;
@@ -97,6 +98,9 @@ unsafe extern "C-unwind" fn request() {
         pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
         pg_sys::RequestAddinShmemSpace(denied::SHARED_SIZE);
         pg_sys::RequestAddinShmemSpace(progress::SHARED_SIZE);
+        pg_sys::RequestAddinShmemSpace(share::shared_size());
+        pg_sys::RequestAddinShmemSpace(used::shared_size());
+        used::request();
     }
 }
 
@@ -120,6 +124,8 @@ unsafe extern "C-unwind" fn startup() {
         SHARED.store(shared, Ordering::Release);
         denied::attach();
         progress::attach();
+        share::attach();
+        used::attach();
     }
 }
 

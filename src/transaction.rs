@@ -20,6 +20,10 @@ pub enum Binding {
     None,
     /// The authenticated role is mapped to the tenant.
     Role,
+    /// The transaction presented a token that a tenant's key signed.
+    Token,
+    /// A role that is trusted with it said which tenant.
+    Asserted,
     /// A superuser or owner wrote tenant rows without being bound.
     Bypass,
     /// The transaction came from another server by logical replication.
@@ -31,6 +35,8 @@ impl Binding {
         match self {
             Binding::None => "none",
             Binding::Role => "role",
+            Binding::Token => "token",
+            Binding::Asserted => "asserted",
             Binding::Bypass => "bypass",
             Binding::Replication => "replication",
         }
@@ -166,6 +172,11 @@ pub fn confirm_write(relation: pg_sys::Oid, operation: Operation, fingerprints: 
     confirmed
 }
 
+/// Did this transaction record anything that stands?
+pub fn has_events() -> bool {
+    with(|state| state.live.iter().any(|live| live.events > 0))
+}
+
 /// Has the query that ends left anything to be done? (The cheap question at the end of every query.)
 pub fn must_end_query() -> bool {
     with(|state| !state.intents.is_empty())
@@ -293,21 +304,24 @@ fn close() -> Result<()> {
     home::check_at_commit()?;
     let events = i32::try_from(events).map_err(|_| Error::Internal("agd: more events than numbers".into()))?;
     let identity = identity.ok_or_else(|| Error::Internal("agd: events of nobody".into()))?;
-    let bound = tenant::tenant_of(identity.session_user)?;
+    let told = tenant::told(identity.session_user, &identity.session_user_name)?;
     let origin = replication::origin();
-    let binding = match (&origin, &bound, bypass) {
+    let binding = match (&origin, &told, bypass) {
         (Some(_), ..) => Binding::Replication,
-        (None, Some(_), _) => Binding::Role,
+        (None, Some(told), _) => told.binding,
         (None, None, true) => Binding::Bypass,
         (None, None, false) => Binding::None,
     };
     let record = event::TransactionRecord {
         stamp: stamp::draw()?,
         events,
-        // Who stands behind the session user: the subscription, the superuser who became another, the tenant's role.
-        principal: origin
-            .or(identity.logged_in)
-            .or_else(|| bound.is_some().then(|| identity.session_user_name.clone())),
+        // Who stands behind the session user: the subscription, whom a token or the role's word names, the superuser who
+        // became another, the tenant's role.
+        principal: match told {
+            _ if origin.is_some() => origin,
+            Some(told) if told.binding != Binding::Role => Some(told.principal),
+            told => identity.logged_in.or(told.map(|told| told.principal)),
+        },
         session_user_name: identity.session_user_name,
         role_name: identity.role_name,
         cause,
@@ -351,6 +365,7 @@ unsafe extern "C-unwind" fn transaction_event(what: pg_sys::XactEvent::Type, _ar
 fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
     match what {
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
+            tenant::leftover::before_commit()?;
             if with(|state| !state.live.is_empty()) {
                 close().map_err(denied::at_commit)?;
             }
@@ -423,6 +438,7 @@ unsafe extern "C-unwind" fn subtransaction_event(
             state.live.retain(|live| live.subtransaction < subtransaction);
             state.causes.retain(|cause| cause.subtransaction < subtransaction);
             state.intents.abort_subtransaction(subtransaction);
+            tenant::subtransaction_rolled_back(subtransaction);
         }),
         _ => {}
     }

@@ -138,6 +138,8 @@ fn with_snapshot<T>(body: impl FnOnce() -> Result<T>) -> T {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn agd_launcher_main(_argument: pg_sys::Datum) {
     install_signal_handlers();
+    // It is started when recovery has ended.
+    crate::tenant::used::note_writable();
     // SAFETY: connects to no database: shared catalogs only.
     unsafe {
         pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);

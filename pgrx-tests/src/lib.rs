@@ -18,6 +18,8 @@ mod os;
 pub mod proof;
 pub mod record;
 mod scratch;
+pub mod token;
+pub mod wall;
 mod watch;
 
 pub use check::{eventually, expect_hint, expect_sqlstate};

@@ -10,10 +10,10 @@ fn set_up(stem: &str, setup: &str) -> Watch {
     Watch::new(CLUSTER.get_or_init(|| Cluster::builder().start().unwrap()), stem, setup).unwrap()
 }
 
-const OWN: &str = "SELECT format('%s %s %s', relation, action, coalesce(row_key->>'tenant', row_key->>'role', new->>'relation', old->>'relation'))
+const OWN: &str = "SELECT format('%s %s %s', relation, action, coalesce(row_key->>'tenant', row_key->>'role', new->>'relation', old->>'relation', ''))
                      FROM agd.events WHERE relation LIKE 'agd.%' AND action <> 'DENIED' ORDER BY split_part(event_id, '-', 1)::numeric, split_part(event_id, '-', 2)::int";
 
-const TABLES: [&str; 3] = ["agd.tenant", "agd.role_map", "agd.guarded_table"];
+const TABLES: [&str; 4] = ["agd.tenant", "agd.role_map", "agd.tenant_key", "agd.guarded_table"];
 
 #[track_caller]
 fn expect_reconciled(g: &mut Watch) {
@@ -82,15 +82,31 @@ fn they_cannot_be_emptied_or_taken_out() {
         let intact: bool = g.one(&format!("SELECT intact FROM agd.coverage() WHERE relation = '{table}'::regclass"));
         assert!(intact, "{table}");
     }
-    // A tenant stays, under its name: the records speak of it.
+    // A tenant stays, under its name: the records speak of it. So does its key, for it, and revoked is revoked.
     g.run("SELECT agd.create_tenant('acme')");
-    for sql in ["DELETE FROM agd.tenant", "UPDATE agd.tenant SET tenant = 'globex'"] {
+    let key = format!("'\\x58{}'", "66".repeat(31));
+    g.run(&format!("SELECT agd.add_tenant_key('acme', 'k1', {key}); SELECT agd.revoke_tenant_key('k1', 'tried')"));
+    for sql in [
+        "DELETE FROM agd.tenant",
+        "UPDATE agd.tenant SET tenant = 'globex'",
+        "DELETE FROM agd.tenant_key",
+        "UPDATE agd.tenant_key SET tenant = 'globex'",
+        "UPDATE agd.tenant_key SET kid = 'k2'",
+        "UPDATE agd.tenant_key SET public_key = sha256('x')",
+        "UPDATE agd.tenant_key SET revoked_at = NULL, revoke_reason = NULL",
+    ] {
         expect_sqlstate(g.batch_execute(sql), "AG002");
     }
     g.run("SET session_replication_role = replica; UPDATE agd.guarded_table SET require_cause = require_cause; RESET session_replication_role");
     assert_eq!(
         g.column::<String>(OWN),
-        ["agd.guarded_table INSERT public.t", "agd.tenant INSERT acme", "agd.guarded_table UPDATE public.t"]
+        [
+            "agd.guarded_table INSERT public.t",
+            "agd.tenant INSERT acme",
+            "agd.tenant_key INSERT ",
+            "agd.tenant_key UPDATE ",
+            "agd.guarded_table UPDATE public.t"
+        ]
     );
 }
 

@@ -16,6 +16,7 @@ use crate::guard::relation::{parse_uuid, primary_key, qualified_name};
 use crate::guard::touched::permitted;
 use crate::home;
 use crate::query::{self, At};
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use std::ffi::CString;
 
@@ -136,6 +137,22 @@ fn guard_table(
     if baseline {
         for &member in &table.tree {
             record_baseline(&table.name, member, uuid, tenant_column)?;
+        }
+    }
+    if tenant_column.is_some() {
+        warn_of_gaps(&table)?;
+    }
+    Ok(())
+}
+
+/// What the table's own definition leaves open in its wall, and PostgreSQL does not let a policy close.
+fn warn_of_gaps(table: &Table) -> Result<()> {
+    let query = format!("SELECT w.gap, w.remedy FROM agd.wall_gaps('{}'::oid) w", table.oid.to_u32());
+    for row in query::rows(At::Now, &query)? {
+        if let [Some(gap), Some(remedy)] = row.as_slice() {
+            ErrorReport::new(PgSqlErrorCode::ERRCODE_WARNING, format!("{}: {gap}", table.name), "agd.guard")
+                .set_hint(remedy.clone())
+                .report(PgLogLevel::WARNING);
         }
     }
     Ok(())

@@ -170,18 +170,19 @@ fn tree(oid: pg_sys::Oid, name: &str, partitioned: bool) -> Result<Vec<pg_sys::O
 pub fn check_tenant_column(oid: pg_sys::Oid, name: &str, column: &str) -> Result<String> {
     let type_name = Spi::connect(|client| {
         let rows = client.select(
-            "SELECT pg_catalog.format_type(a.atttypid, NULL), a.attgenerated <> ''
+            "SELECT pg_catalog.format_type(a.atttypid, NULL), a.attgenerated <> '',
+                    EXISTS (SELECT FROM pg_catalog.pg_collation n WHERE n.oid = a.attcollation AND NOT n.collisdeterministic)
                FROM pg_catalog.pg_attribute a
               WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped",
             Some(1),
             &[oid.into(), column.into()],
         )?;
         if rows.is_empty() {
-            return Ok::<_, pgrx::spi::Error>((None, None));
+            return Ok::<_, pgrx::spi::Error>((None, None, None));
         }
-        rows.first().get_two::<String, bool>()
+        rows.first().get_three::<String, bool, bool>()
     })?;
-    let (Some(type_name), generated) = type_name else {
+    let (Some(type_name), generated, several_spellings) = type_name else {
         return Err(Error::BadArgument {
             message: format!("{name} has no column \"{column}\""),
             hint: "tenant_column names the column that holds each row's tenant.".into(),
@@ -197,6 +198,13 @@ pub fn check_tenant_column(oid: pg_sys::Oid, name: &str, column: &str) -> Result
         return Err(Error::BadArgument {
             message: format!("column \"{column}\" of {name} has the type {type_name}"),
             hint: "A tenant column is text, varchar, uuid, bigint or integer.".into(),
+        });
+    }
+    if several_spellings == Some(true) {
+        return Err(Error::BadArgument {
+            message: format!("column \"{column}\" of {name} has a nondeterministic collation"),
+            hint: "Under it the names of two tenants may be equal. Give the column a deterministic one: COLLATE \"C\"."
+                .into(),
         });
     }
     Ok(type_name)

@@ -170,6 +170,8 @@ fn with_rows<T>(body: impl FnOnce(&mut Rows) -> T) -> T {
 fn record_write(call: &Call) -> Result<pg_sys::HeapTuple> {
     let operation = call.operation().ok_or_else(|| Error::Internal("agd: a row trigger without a row".into()))?;
     let guard = call.guard()?;
+    // Whatever the table: a binding that does not stand any more writes nothing.
+    tenant::check_binding()?;
     if guard.own {
         if is_loaded(operation)? {
             return Ok(call.final_row(operation));
@@ -190,7 +192,7 @@ fn record_write(call: &Call) -> Result<pg_sys::HeapTuple> {
             rows.new.deform(tuple, call.descriptor());
         }
         if guard.own {
-            keep_tenants(&guard, operation, rows)?;
+            keep_names(&guard, operation, rows)?;
         }
         let tenant = tenant_of(&guard, has_old.then_some(&rows.old), has_new.then_some(&rows.new))?;
         let refused = |error| denied::concerning(tenant.as_deref(), error);
@@ -251,25 +253,39 @@ fn tenant_of(guard: &Guarded, old: Option<&Columns>, new: Option<&Columns>) -> R
     Ok(new.or(old))
 }
 
-/// A tenant once created stays, under its name: logs and records speak of it. AG002 otherwise.
-fn keep_tenants(guard: &Guarded, operation: Operation, rows: &Rows) -> Result<()> {
-    if guard.root != catalog()?.tenant {
+/// A tenant once created stays, under its name: logs and records speak of it. So does a tenant's key, for its tenant, and
+/// once revoked it stays revoked. AG002 otherwise.
+fn keep_names(guard: &Guarded, operation: Operation, rows: &Rows) -> Result<()> {
+    let catalog = catalog()?;
+    let (what, name, kept, hint): (_, _, &[&str], _) = if guard.root == catalog.tenant {
+        let hint = "Its log and its records stand under this name. display_name can be changed; roles can be mapped \
+                    elsewhere.";
+        ("tenant", "tenant", &["tenant"], hint)
+    } else if guard.root == catalog.tenant_key {
+        let hint = "A key id is never given again. SELECT agd.revoke_tenant_key('the_kid', 'why') ends what it signs.";
+        ("tenant key", "kid", &["kid", "tenant", "public_key", "revoked_at"], hint)
+    } else {
         return Ok(());
-    }
-    let name = |row| guard.format.text_of(row, "tenant");
+    };
+    let text = |row, column| guard.format.text_of(row, column);
     let stays = match operation {
         Operation::Insert => true,
-        Operation::Update => name(&rows.old) == name(&rows.new),
+        Operation::Update => kept.iter().all(|column| {
+            let before = text(&rows.old, column);
+            // What may be set once is null before.
+            before == text(&rows.new, column) || before.is_none() && *column == "revoked_at"
+        }),
         Operation::Delete => false,
     };
     if stays {
         return Ok(());
     }
     Err(Error::TamperingRefused {
-        message: format!("tenant \"{}\" cannot be removed or renamed", name(&rows.old).unwrap_or_default()),
-        hint:
-            "Its log and its records stand under this name. display_name can be changed; roles can be mapped elsewhere."
-                .into(),
+        message: format!(
+            "{what} \"{}\" cannot be removed, renamed or given to another",
+            text(&rows.old, name).unwrap_or_default()
+        ),
+        hint: hint.into(),
     })
 }
 
@@ -303,6 +319,7 @@ fn confirm_write(call: &Call) -> Result<pg_sys::HeapTuple> {
 
 fn truncate(call: &Call) -> Result<pg_sys::HeapTuple> {
     let guard = call.guard()?;
+    tenant::check_binding()?;
     if !guard.record_truncate {
         return Err(Error::TamperingRefused {
             message: format!("TRUNCATE of the guarded table {} is refused", guard.name),

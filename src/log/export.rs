@@ -44,7 +44,7 @@ fn answer_export(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
             });
         }
     };
-    let images = tenant::may_read_payload(head.tenant.as_deref());
+    let images = tenant::may_read_payload(head.tenant.as_deref())?;
     // SAFETY: this is the call.
     let rows = unsafe { Rows::begin(call) }?;
     let (reader, scratch) = (Reader::active()?, Scratch::new());

@@ -1,0 +1,60 @@
+-- What row-level security does not cover, table by table.
+
+-- PostgreSQL checks unique and foreign keys against every row, whoever may see it, and reads views with their owner's
+-- rights. agd.guard() warns of what it finds here; who made a table so may have had a reason.
+CREATE FUNCTION agd.wall_gaps(relation regclass DEFAULT NULL)
+  RETURNS TABLE (relation regclass, gap text, remedy text)
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+  WITH walled AS (
+    SELECT g.relation::oid AS oid, a.attnum
+      FROM agd.guarded_table g
+           JOIN pg_catalog.pg_attribute a
+             ON a.attrelid = g.relation AND a.attname = g.tenant_column AND NOT a.attisdropped
+  ), asked AS (
+    SELECT w.* FROM walled w WHERE wall_gaps.relation IS NULL OR w.oid = wall_gaps.relation
+  ), reader AS (
+    SELECT DISTINCT w.oid AS walled, v.oid, v.relkind, v.relowner, v.reloptions
+      FROM asked w
+           JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = w.oid
+                                      AND d.classid = 'pg_catalog.pg_rewrite'::regclass
+           JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
+           JOIN pg_catalog.pg_class v ON v.oid = r.ev_class AND v.relkind IN ('v', 'm')
+     WHERE v.relnamespace <> 'agd'::regnamespace
+  )
+  SELECT w.oid::regclass,
+         pg_catalog.format('unique index %I does not have the tenant column: whoever writes a key learns whether another tenant has it',
+                           i.relname),
+         'make the tenant column part of it, or let keys be random: uuid, not a sequence'
+    FROM asked w
+         JOIN pg_catalog.pg_index x ON x.indrelid = w.oid AND (x.indisunique OR x.indisexclusion)
+         JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
+   WHERE NOT w.attnum = ANY ((x.indkey::int2[])[0:x.indnkeyatts - 1])
+  UNION ALL
+  SELECT w.oid::regclass,
+         pg_catalog.format('foreign key %I of %s refers to it without the tenant column: whoever writes there learns which keys other tenants have, and can point to them',
+                           n.conname, n.conrelid::regclass),
+         'refer to the tenant column together with the key'
+    FROM asked w
+         JOIN pg_catalog.pg_constraint n ON n.confrelid = w.oid AND n.contype = 'f' AND n.conparentid = 0
+   WHERE NOT EXISTS (SELECT FROM ROWS FROM (pg_catalog.unnest(n.conkey), pg_catalog.unnest(n.confkey)) AS pair(here, there)
+                            JOIN walled o ON o.oid = n.conrelid AND o.attnum = pair.here
+                      WHERE pair.there = w.attnum)
+  UNION ALL
+  SELECT r.walled::regclass,
+         pg_catalog.format('materialized view %s holds rows of all tenants, and no policy guards it', r.oid::regclass),
+         'grant it to no tenant''s role'
+    FROM reader r WHERE r.relkind = 'm'
+  UNION ALL
+  SELECT r.walled::regclass,
+         pg_catalog.format('view %s is read with the rights of its owner %s, for whom policies do not count', r.oid::regclass,
+                           pg_catalog.quote_ident(o.rolname)),
+         pg_catalog.format('ALTER VIEW %s SET (security_invoker), or give it to an ordinary role', r.oid::regclass)
+    FROM reader r JOIN pg_catalog.pg_roles o ON o.oid = r.relowner
+   WHERE r.relkind = 'v' AND (o.rolsuper OR o.rolbypassrls)
+     AND NOT EXISTS (SELECT FROM pg_catalog.pg_options_to_table(r.reloptions) s
+                      WHERE s.option_name = 'security_invoker' AND s.option_value::boolean)
+   ORDER BY 1, 2;
+END;
+COMMENT ON FUNCTION agd.wall_gaps(regclass) IS
+  'ways past row-level security that a table''s own definition leaves open: keys, foreign keys, views; no rows: none';

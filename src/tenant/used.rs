@@ -1,0 +1,221 @@
+//! Tokens that were used: a token binds once.
+//!
+//! Owns the set of used token ids in shared memory, which a ROLLBACK cannot undo, and the clock by which tokens end.
+//! Promises that an id is accepted once while it is remembered; that it is remembered until its token has expired; that
+//! when there is no room the next token is refused, not an old one forgotten; and that a token that may have been used
+//! before the memory began (the server started, or recovered from a crash, or was promoted) is refused for having been
+//! issued before. The clock never steps back while the server runs, so a token that has expired stays expired.
+//!
+//! Nothing is known of what another server of the same database remembers: a token can be used once on the primary and once
+//! on each standby, where it can only read.
+#![allow(unsafe_code)] // a table in shared memory, under a lock of PostgreSQL's
+
+use crate::error::{Error, Result};
+use crate::{backend, settings};
+use agd_core::token::CLOCK_SKEW;
+use pgrx::pg_sys;
+use sha2::{Digest as _, Sha256};
+use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
+
+/// Where an id may stand: in one of this many places from its own on. At seven eighths of the capacity a new one still finds
+/// a place with near certainty.
+const WINDOW: usize = 128;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Entry {
+    key: [u64; 2],
+    /// Seconds since 1970: its token is not valid any more. 0: a free place.
+    expires_at: u64,
+}
+
+#[repr(C)]
+struct Memory {
+    /// Microseconds since 2000-01-01: when this memory was made.
+    began: i64,
+    /// … since when this server takes writes. 0: not yet.
+    writable: AtomicI64,
+    /// The latest time that was seen.
+    latest: AtomicI64,
+    /// Makes places unpredictable: nobody can aim at another's.
+    secret: [u8; 32],
+    capacity: usize,
+    lock: *mut pg_sys::LWLock,
+    /// `capacity` of them.
+    entries: [Entry; 0],
+}
+
+static MEMORY: AtomicPtr<Memory> = AtomicPtr::new(std::ptr::null_mut());
+const TRANCHE: &std::ffi::CStr = c"agd tokens";
+
+/// Bytes of shared memory.
+pub fn shared_size() -> usize {
+    size_of::<Memory>() + settings::max_live_tokens() * size_of::<Entry>()
+}
+
+/// Asks for the lock. Called from the shared-memory request hook.
+pub fn request() {
+    // SAFETY: allowed in that hook.
+    unsafe { pg_sys::RequestNamedLWLockTranche(TRANCHE.as_ptr(), 1) };
+}
+
+/// Takes the memory. Called from the shared-memory start-up hook: at the start, and after a crash.
+pub fn attach() {
+    // SAFETY: the memory is as large as was requested, and filled before any backend exists.
+    unsafe {
+        let mut found = false;
+        let memory = pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), shared_size(), &mut found).cast::<Memory>();
+        if !found {
+            std::ptr::write_bytes(memory.cast::<u8>(), 0, shared_size());
+            (*memory).began = backend::now();
+            (*memory).capacity = settings::max_live_tokens();
+            (*memory).lock = &raw mut (*pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock;
+            let secret = &raw mut (*memory).secret;
+            if !pg_sys::pg_strong_random(secret.cast(), size_of_val(&*secret)) {
+                Error::Internal("agd: no random numbers to be had from the operating system".into()).raise();
+            }
+        }
+        MEMORY.store(memory, Ordering::Release);
+    }
+}
+
+fn memory() -> Option<&'static Memory> {
+    // SAFETY: null, or as attach() took it; what changes outside of the lock is atomic.
+    unsafe { MEMORY.load(Ordering::Acquire).as_ref() }
+}
+
+/// Microseconds since 2000-01-01, never less than before: the clock of tokens.
+pub fn now() -> i64 {
+    let now = backend::now();
+    memory().map_or(now, |memory| {
+        // Written to once a second at most: every backend reads it all the time.
+        let latest = memory.latest.load(Ordering::Relaxed);
+        if now - latest >= 1_000_000 {
+            memory.latest.fetch_max(now, Ordering::AcqRel).max(now)
+        } else {
+            now.max(latest)
+        }
+    })
+}
+
+/// The server takes writes from now on. Called by the launcher, which starts when recovery has ended.
+pub fn note_writable() {
+    if let Some(memory) = memory() {
+        // A launcher that was started anew has nothing to say.
+        let _ = memory.writable.compare_exchange(0, backend::now(), Ordering::AcqRel, Ordering::Acquire);
+    }
+}
+
+/// Tokens issued in this second (since 1970) or before may have been used where nobody remembers it here.
+pub fn issued_after() -> Result<u64> {
+    let began = memory().and_then(|memory| {
+        // SAFETY: reads a flag in shared memory.
+        if unsafe { pg_sys::RecoveryInProgress() } {
+            return Some(memory.began);
+        }
+        Some(memory.writable.load(Ordering::Acquire)).filter(|writable| *writable != 0)
+    });
+    let began = began.ok_or_else(|| Error::WrongState {
+        message: "agd's launcher has not started yet".into(),
+        hint: "Try again in a moment. If it never starts, raise max_worker_processes and restart the server.".into(),
+    })?;
+    // An issuer whose clock runs ahead may have dated a token that was used then as late as this.
+    Ok(unix_seconds(began).saturating_add(CLOCK_SKEW))
+}
+
+/// Whole seconds since 1970 of microseconds since 2000-01-01.
+pub fn unix_seconds(micros: i64) -> u64 {
+    u64::try_from(micros.saturating_add(crate::log::record::EPOCH_DIFFERENCE).div_euclid(1_000_000)).unwrap_or_default()
+}
+
+/// Remembers a token that is about to bind. False: it was used already. 53400 when there is no room for it.
+///
+/// The one thing in a transaction that its end does not undo.
+pub fn remember(kid: &str, token_id: &str, expires_at: u64) -> Result<bool> {
+    let memory = MEMORY.load(Ordering::Acquire);
+    if memory.is_null() {
+        return Err(crate::shmem::not_preloaded());
+    }
+    let now = unix_seconds(now());
+    // SAFETY: attach() filled the fixed part, which nobody changes; a process global.
+    let (secret, capacity, lock, database) =
+        unsafe { ((*memory).secret, (*memory).capacity, (*memory).lock, pg_sys::MyDatabaseId) };
+    let digest = Sha256::new()
+        .chain_update(secret)
+        .chain_update(database.to_u32().to_be_bytes())
+        .chain_update((kid.len() as u64).to_be_bytes())
+        .chain_update(kid)
+        .chain_update(token_id)
+        .finalize();
+    let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|byte| digest[at + byte]));
+    let key = [word(0), word(8)];
+    let first = (word(16) % capacity as u64) as usize;
+
+    // SAFETY: the lock is PostgreSQL's own; nothing between can raise. The entries lie behind the fixed part.
+    let outcome = unsafe {
+        pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
+        let entries = std::slice::from_raw_parts_mut((&raw mut (*memory).entries).cast::<Entry>(), capacity);
+        let outcome = place(entries, first, key, expires_at, now);
+        pg_sys::LWLockRelease(lock);
+        outcome
+    };
+    outcome.ok_or_else(|| Error::OverCeiling {
+        message: format!("more tokens are in use than agd remembers (agd.max_live_tokens = {capacity})"),
+        hint:
+            "A used token is remembered until it expires. Issue tokens that live shorter (agd.token_max_lifetime), or \
+               raise agd.max_live_tokens and restart the server."
+                .into(),
+    })
+}
+
+/// Some(true): it was put there; Some(false): it was there; None: there is no place.
+fn place(entries: &mut [Entry], first: usize, key: [u64; 2], expires_at: u64, now: u64) -> Option<bool> {
+    let mut free = None;
+    for step in 0..WINDOW.min(entries.len()) {
+        let index = (first + step) % entries.len();
+        let entry = &entries[index];
+        if entry.expires_at <= now {
+            free = free.or(Some(index));
+        } else if entry.key == key {
+            return Some(false);
+        }
+    }
+    entries[free?] = Entry { key, expires_at };
+    Some(true)
+}
+
+#[cfg(any(test, feature = "pg_test"))]
+pub mod trial {
+    //! The set without a server, for tests.
+
+    use super::{Entry, place};
+
+    /// How many ids of tokens that never expire find a place before one does not, with places as SHA-256 gives them.
+    pub fn filled(capacity: usize) -> usize {
+        let mut entries = vec![Entry { key: [0; 2], expires_at: 0 }; capacity];
+        let random = |n: u64| {
+            let digest = <sha2::Sha256 as sha2::Digest>::digest(n.to_be_bytes());
+            std::array::from_fn::<u64, 3, _>(|word| {
+                u64::from_ne_bytes(std::array::from_fn(|byte| digest[8 * word + byte]))
+            })
+        };
+        (0..)
+            .find(|&n| {
+                let [a, b, at] = random(n);
+                place(&mut entries, (at % capacity as u64) as usize, [a, b], 2, 1).is_none()
+            })
+            .unwrap_or_default() as usize
+    }
+
+    /// A place is given again when its token has expired, and not before.
+    pub fn expiring() -> [Option<bool>; 5] {
+        let mut entries = vec![Entry { key: [0; 2], expires_at: 0 }; 1];
+        [
+            place(&mut entries, 0, [1, 1], 10, 5),
+            place(&mut entries, 0, [1, 1], 10, 9),
+            place(&mut entries, 0, [2, 2], 20, 9),
+            place(&mut entries, 0, [2, 2], 20, 10),
+            place(&mut entries, 0, [1, 1], 30, 19),
+        ]
+    }
+}
