@@ -29,6 +29,7 @@ import cluster
 import setup
 import stage
 from chromium import chromium
+from clients import clients
 from pooler import pgbouncer
 from s3 import s3_server
 from shell import ROOT, Failed, as_user, give, main, output, say, took, unprivileged, which
@@ -240,6 +241,7 @@ def live(tally, ready, env, wanted, command_line, programs, before):
     }
     if (pooler := pgbouncer()) is not None:
         own["AGD_PGBOUNCER"] = str(pooler)
+    own.update(clients())
     if older:
         own["AGD_PG_OLDER_BIN"] = str(stage.bin_dir(older))
     elif upgrades:

@@ -1,10 +1,14 @@
-//! Reading through the policy that `agd.guard(…, tenant_column => …)` makes, next to one written by hand.
+//! Reading through the policy that `agd.guard(…, tenant_column => …)` makes, next to one written by hand; and what it costs
+//! to bind a transaction.
 
 use crate::report::Section;
 use crate::server::{self, Session, pgbench};
 use crate::stats::{figure, grouped, median, ratios, raw, spread};
 use crate::{Bench, Result};
+use agd_live_tests::Cluster;
+use agd_live_tests::token::Issuer;
 use std::collections::HashMap;
+use std::time::Instant;
 
 const TENANTS: u32 = 10;
 /// The login role of tenant t1.
@@ -106,5 +110,57 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
          By hand: `USING (tenant = (SELECT current_setting('app.tenant')))`.",
         grouped(u64::from(rows))
     ));
-    Ok(vec![section])
+    Ok(vec![section, binding(bench, &cluster)?])
+}
+
+/// `agd.bind()` and `agd.enter()` at the beginning of a transaction, next to a query that does nothing.
+fn binding(bench: &Bench, cluster: &Cluster) -> Result<Section> {
+    let times: usize = bench.options.pick(2_000, 200);
+    let mut session = Session::open(cluster, GUARDED)?;
+    session.run(
+        "CREATE ROLE bench_token LOGIN IN ROLE agd_tenant; CREATE ROLE bench_word LOGIN IN ROLE agd_tenant;
+         SELECT agd.map_role('bench_token', NULL, 'token'), agd.map_role('bench_word', NULL, 'asserted')",
+    )?;
+    let issuer = Issuer::new(&mut cluster.client("postgres", GUARDED)?, "t1", "bench");
+    let mut measured: Vec<(&str, Vec<f64>)> = Vec::new();
+    for (name, role, query) in [
+        ("a query that does nothing", "bench_token", "SELECT length($1)::text"),
+        ("agd.bind(token)", "bench_token", "SELECT agd.bind($1)"),
+        ("agd.enter(tenant)", "bench_word", "SELECT agd.enter($1)"),
+    ] {
+        let mut client = cluster.client(role, GUARDED)?;
+        let statement = client.prepare(query)?;
+        let mut took = Vec::new();
+        for number in 0..times + times / 10 {
+            let argument = if role == "bench_word" { "t1".to_owned() } else { issuer.token(role, "bench") };
+            client.batch_execute("BEGIN")?;
+            let began = Instant::now();
+            client.query_one(&statement, &[&argument])?;
+            let microseconds = began.elapsed().as_secs_f64() * 1e6;
+            client.batch_execute("COMMIT")?;
+            if number >= times / 10 {
+                took.push(microseconds);
+            }
+        }
+        bench.progress(&format!("tenant: {name}"));
+        measured.push((name, took));
+    }
+    let base = median(&measured[0].1);
+    let mut section = Section::new(
+        "tenant_binding",
+        "Binding a transaction, microseconds a call",
+        &["", "median, with its round trip", "more than a query that does nothing", "goal"],
+    );
+    for (name, took) in &measured {
+        let more = median(took) - base;
+        section.rows.push(vec![
+            (*name).to_owned(),
+            figure(median(took)),
+            if *name == measured[0].0 { String::new() } else { figure(more) },
+            if *name == "agd.bind(token)" { "≤ 150".into() } else { String::new() },
+        ]);
+        section.raw[format!("{name} / us")] = raw(took);
+    }
+    section.notes.push(format!("{times} transactions each, a new token for each, prepared statements, unix socket."));
+    Ok(section)
 }

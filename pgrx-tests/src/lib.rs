@@ -15,6 +15,7 @@ mod database;
 pub mod equivalence;
 mod error;
 mod os;
+pub mod pooler;
 pub mod proof;
 pub mod record;
 mod scratch;

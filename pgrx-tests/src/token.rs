@@ -17,8 +17,13 @@ impl Issuer {
     /// from the first seconds of a server are refused. `client` is a superuser's.
     #[track_caller]
     pub fn new(client: &mut Client, tenant: &str, kid: &str) -> Self {
-        let seed: [u8; 32] = std::array::from_fn(|_| fastrand::u8(..));
-        let issuer = Self::unknown(client, tenant, kid, &seed);
+        Self::with_seed(client, tenant, kid, &std::array::from_fn(|_| fastrand::u8(..)))
+    }
+
+    /// The same with the key that a seed gives.
+    #[track_caller]
+    pub fn with_seed(client: &mut Client, tenant: &str, kid: &str, seed: &[u8; 32]) -> Self {
+        let issuer = Self::unknown(client, tenant, kid, seed);
         let added =
             client.execute("SELECT agd.add_tenant_key($1, $2, $3)", &[&tenant, &kid, &&issuer.public_key()[..]]);
         if let Err(error) = added {
@@ -40,6 +45,12 @@ impl Issuer {
         let row = client.query_one("SELECT coalesce(log_name, '') FROM agd.home", &[]);
         self.audience = row.unwrap_or_else(|error| panic!("the database's name: {error:?}")).get(0);
         self
+    }
+
+    /// The database's name in tokens.
+    #[must_use]
+    pub fn audience_name(&self) -> &str {
+        &self.audience
     }
 
     /// The public half of its key.

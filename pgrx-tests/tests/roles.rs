@@ -414,11 +414,21 @@ fn nobody_gets_more_than_needed() {
     };
     assert_eq!(
         granted(&mut superuser, "acl_public"),
-        ["confirm_write", "current_principal", "current_tenant", "record_write", "refuse_truncate", "set_cause"]
+        [
+            "bind",
+            "confirm_write",
+            "current_principal",
+            "current_scopes",
+            "current_tenant",
+            "enter",
+            "record_write",
+            "refuse_truncate",
+            "set_cause"
+        ]
     );
     for role in ["agd_tenant", "agd_auditor", "agd_publisher"] {
         let granted = granted(&mut superuser, role);
-        for function in ["create_tenant", "guard", "map_role", "unguard"] {
+        for function in ["add_tenant_key", "create_tenant", "guard", "map_role", "revoke_tenant_key", "unguard"] {
             assert!(!granted.iter().any(|name| name == function), "{role} may call agd.{function}");
         }
     }

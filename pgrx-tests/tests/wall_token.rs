@@ -5,7 +5,7 @@ use agd_core::token::Claims;
 use agd_live_tests::record::anchor;
 use agd_live_tests::token::{Issuer, now, wait_for_tokens};
 use agd_live_tests::wall::{By, Wall, column, run};
-use agd_live_tests::{Cluster, eventually, expect_hint, expect_sqlstate};
+use agd_live_tests::{Cluster, Stop, eventually, expect_hint, expect_sqlstate};
 use postgres::Client;
 use postgres::error::DbError;
 use std::sync::{Barrier, OnceLock};
@@ -328,6 +328,41 @@ fn what_was_used_before_a_restart_is_not_used_again() {
         eventually("a new token binds", Duration::from_secs(20), || bind(&mut app, &wall.token("acme")).is_ok());
         refused(&mut app, &used);
     }
+}
+
+/// A standby remembers for itself, and lets read. What may have been used there or on the primary is not taken once it is one.
+#[test]
+fn a_standby_lets_read_and_a_promoted_one_begins_anew() {
+    let primary: &'static Cluster = Box::leak(Box::new(Cluster::builder().start().unwrap()));
+    let wall = Wall::new(primary, "nodes", "");
+    let standby = primary.standby().unwrap();
+    let mut reader = standby.client("nodes_app", wall.database.name()).unwrap();
+    wait_for_tokens(&mut standby.superuser().unwrap());
+    let token = wall.token("acme");
+    bind(&mut wall.login("app"), &token).unwrap();
+    run(&mut reader, &format!("BEGIN; SELECT agd.bind('{token}')"));
+    assert_eq!(column(&mut reader, "SELECT DISTINCT tenant FROM plain"), ["acme"]);
+    expect_sqlstate(reader.batch_execute("INSERT INTO plain VALUES ('acme', 1000, 'x')"), "25006");
+    run(&mut reader, "ROLLBACK");
+    assert!(refused(&mut reader, &token).message().contains("used already"));
+    let unused = wall.token("acme");
+    // Dated as late as can be: the promotion has to come later than that.
+    std::thread::sleep(Duration::from_millis(2100));
+    primary.stop(Stop::Fast).unwrap();
+    standby.promote().unwrap();
+    for token in [&token, &unused] {
+        eventually("promoted", Duration::from_secs(20), || {
+            bind(&mut reader, token).unwrap_err().as_db_error().unwrap().message().contains("began to remember")
+        });
+    }
+    eventually("a new token binds", Duration::from_secs(20), || bind(&mut reader, &wall.token("acme")).is_ok());
+    run(
+        &mut reader,
+        &format!(
+            "BEGIN; SELECT agd.bind('{}'); INSERT INTO plain VALUES ('acme', 1000, 'x'); COMMIT",
+            wall.token("acme")
+        ),
+    );
 }
 
 /// Full is refused, not forgotten; and there is room again when tokens have expired.
