@@ -3,12 +3,13 @@
 
 A second implementation of docs/formats.md, in another language and with nothing but the standard library, so that the
 vectors do not come from the code they check. Run it in this folder; it writes entries.json, images.json, tree.json,
-notes.json, proofs.json and tokens.json, always the same bytes.
+notes.json, proofs.json, tokens.json and fleets.json, always the same bytes.
 """
 
 import base64
 import hashlib
 import json
+import unicodedata
 
 # --- RFC 6962 ---------------------------------------------------------------------------------------------------------
 
@@ -241,6 +242,23 @@ def image_digest(kind, salt, text):
 
 def checkpoint(origin, size, root):
     return f"{origin}\n{size}\n{b64(root)}\n"
+
+
+def fleet_vector(tenant, template, version, cause, generation):
+    digest = sha256(cause.encode()).hex()
+    return f"agd-fleet-v1:{tenant}:{template}@{version}:{digest}:{generation}"
+
+
+def fleet_statement(origin, vector, minted_at, deadline):
+    return f"agd-fleet-statement-v1\n{origin}\n{vector}\n{time(minted_at)}\n{time(deadline)}\n"
+
+
+def fleet_id(vector):
+    return sha256(vector.encode()).hex()[:16]
+
+
+def fleet_batch_statement(size, root):
+    return f"agd-fleet-batch-v1\n{size}\n{b64(root)}\n"
 
 
 # --- the vectors ------------------------------------------------------------------------------------------------------
@@ -545,6 +563,59 @@ def main():
             "public_key": public_key(TOKEN_SEED).hex(),
             "expected": {"audience": "agd-7/db", "role": "app", "now": NOW, "issued_after": NOW - 100, "max_lifetime": 3600},
             "tokens": [{"name": n, "token": t, ("error" if isinstance(e, str) else "claims"): claims_of(e)} for n, t, e in tokens()],
+        },
+    )
+
+    loom, river = bytes([0x11] * 32), bytes([0x22] * 32)
+    fleets = []
+    for origin, tenant, template, version, cause, generation, window in (
+        ("agd-7/db", "acme", "standard", 1, "onboarding of acme", 1, 86_400_000_000),
+        ("agd-7/db", "acme", "standard", 1, "onboarding of acme", 2, 86_400_000_000),
+        ("agd-7/db", "globex", "standard", 1, "onboarding of acme", 1, 86_400_000_000),
+        ("agd-7/db", "a", "t-1_x", 4_294_967_295, "cafe\u0301 \u212b\n\tq\u0307\u0323 \u1112\u1161\u11ab", 4_294_967_295, 1),
+        ("agd-7/db/i2", "acme", "research", 3, "\ufb01le \u00b2 \U0001f600", 7, 3_600_000_000),
+    ):
+        normalised = unicodedata.normalize("NFC", cause)
+        vector = fleet_vector(tenant, template, version, normalised, generation)
+        statement = fleet_statement(origin, vector, AT, AT + window)
+        fleets.append(
+            {
+                "origin": origin,
+                "tenant": tenant,
+                "template": template,
+                "version": version,
+                "cause": cause,
+                "cause_normalised": normalised,
+                "generation": generation,
+                "minted_at": str(AT),
+                "deadline": str(AT + window),
+                "vector": vector,
+                "digest": sha256(vector.encode()).hex(),
+                "fleet_id": fleet_id(vector),
+                "statement": statement,
+                "signature": sign(loom, statement.encode()).hex(),
+            }
+        )
+    batches = []
+    for size in range(1, len(fleets) + 1):
+        members = sorted(fleets[:size], key=lambda fleet: fleet["fleet_id"])
+        hashes = [leaf_hash(fleet["statement"].encode()) for fleet in members]
+        statement = fleet_batch_statement(size, mth(hashes))
+        batches.append(
+            {
+                "members": [fleet["fleet_id"] for fleet in members],
+                "paths": [[h.hex() for h in path(index, hashes)] for index in range(size)],
+                "statement": statement,
+                "signature": sign(river, statement.encode()).hex(),
+            }
+        )
+    write(
+        "fleets.json",
+        {
+            "coordinator": public_key(loom).hex(),
+            "countersigner": public_key(river).hex(),
+            "fleets": fleets,
+            "batches": batches,
         },
     )
 

@@ -1,10 +1,13 @@
 //! The vectors in `tests/golden`, made by `tests/golden/generate.py`, another implementation in another language.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use agd_core::bundle;
+use agd_core::cause;
 use agd_core::checkpoint::Checkpoint;
 use agd_core::entry::{Entry, EventId, ImageKind, image_digest, parse};
+use agd_core::fleet::{Batch, PublicKey, Statement, Vector};
 use agd_core::merkle::{CompactRange, Hash, leaf_hash, root_of};
 use agd_core::note::{SignedNote, SigningKey, VerifierKey};
 use agd_core::proof::{TileHashReader, consistency_proof, inclusion_proof, verify_consistency, verify_inclusion};
@@ -215,5 +218,48 @@ fn the_examples_in_the_documentation() {
         text(proof, "proof"),
     ] {
         assert!(page.contains(example), "{example}");
+    }
+}
+
+#[test]
+fn fleets() {
+    let file = read("fleets.json");
+    let key = |name: &str| PublicKey::from_bytes(&hex::decode(text(&file, name)).unwrap()).unwrap();
+    let mut statements = BTreeMap::new();
+    for vector in list(&file, "fleets") {
+        let cause = cause::normalised(text(vector, "cause")).unwrap();
+        assert_eq!(cause, text(vector, "cause_normalised"));
+        let fleet = Vector::new(
+            text(vector, "tenant"),
+            text(vector, "template"),
+            number(vector, "version") as u32,
+            &cause,
+            number(vector, "generation") as u32,
+        )
+        .unwrap();
+        assert_eq!(fleet.to_string(), text(vector, "vector"));
+        assert_eq!(fleet.digest(), hash(text(vector, "digest")));
+        assert_eq!(fleet.fleet_id(), text(vector, "fleet_id"));
+        let statement = Statement {
+            origin: text(vector, "origin").into(),
+            vector: fleet,
+            minted_at: text(vector, "minted_at").parse().unwrap(),
+            deadline: text(vector, "deadline").parse().unwrap(),
+        };
+        assert_eq!(statement.to_string(), text(vector, "statement"));
+        let signature = hex::decode(text(vector, "signature")).unwrap();
+        assert_eq!(key("coordinator").verify(statement.to_string().as_bytes(), &signature), Ok(()));
+        statements.insert(text(vector, "fleet_id").to_owned(), statement);
+    }
+    for vector in list(&file, "batches") {
+        let members: Vec<&str> = list(vector, "members").iter().map(|id| id.as_str().unwrap()).collect();
+        let batch = Batch::new(members.iter().map(|id| &statements[*id])).unwrap();
+        assert_eq!(batch.statement(), text(vector, "statement"));
+        let signature = hex::decode(text(vector, "signature")).unwrap();
+        assert_eq!(key("countersigner").verify(batch.statement().as_bytes(), &signature), Ok(()));
+        for ((index, (id, place)), path) in batch.places().into_iter().enumerate().zip(list(vector, "paths")) {
+            let path: Vec<Hash> = path.as_array().unwrap().iter().map(|h| hash(h.as_str().unwrap())).collect();
+            assert_eq!((id, place.index, place.path), (members[index], index as u64, path));
+        }
     }
 }

@@ -3,9 +3,11 @@
 
 mod audit;
 mod bundle;
+mod cause;
 mod checkpoint;
 mod dump;
 mod entry;
+mod fleet;
 mod golden;
 mod guard_state;
 mod incarnation;

@@ -1,0 +1,19 @@
+//! Fleets: a tenant's harness of agents, from its mint to its seal.
+//!
+//! Owns what a fleet is named by ([`Vector`]), the states that it passes through ([`lifecycle`]), the bytes that its
+//! signers sign ([`statement`]), and how all of that is checked from plain values ([`verify`]). Promises that the same cause,
+//! tenant, template and generation give the same id on every machine, and that no signature over one fleet's statement is
+//! good for another fleet, generation, window or database. Never reads a clock and never signs: time enters as a value,
+//! keys are public.
+
+pub mod lifecycle;
+pub mod signer;
+pub mod statement;
+mod vector;
+pub mod verify;
+
+pub use lifecycle::{Denied, Event, State};
+pub use signer::{PublicKey, SignerError};
+pub use statement::{Batch, BatchError, Place, Statement};
+pub use vector::{Vector, VectorError};
+pub use verify::{Check, Evidence, Signed, Signer};
