@@ -33,7 +33,10 @@ CREATE VIEW agd.every_guard AS
          own.relation, NULL, false, 'refuse', '{}'
     FROM (VALUES ('tenant', 'agd.tenant'::regclass), ('role_map', 'agd.role_map'::regclass),
                  ('tenant_key', 'agd.tenant_key'::regclass),
-                 ('guarded_table', 'agd.guarded_table'::regclass)) AS own(name, relation);
+                 ('guarded_table', 'agd.guarded_table'::regclass), ('signer', 'agd.signer'::regclass),
+                 ('fleet_template', 'agd.fleet_template'::regclass), ('tenant_agent_fleet', 'agd.tenant_agent_fleet'::regclass),
+                 ('fleet_agent', 'agd.fleet_agent'::regclass), ('countersign_request', 'agd.countersign_request'::regclass),
+                 ('fleet_signature', 'agd.fleet_signature'::regclass)) AS own(name, relation);
 COMMENT ON VIEW agd.every_guard IS 'the guards of agd.guard() and those of agd''s own tables';
 
 CREATE FUNCTION agd.record_write() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'agd_record_write';

@@ -41,6 +41,12 @@ COMMENT ON FUNCTION agd.new_incarnation(text) IS
 SELECT pg_catalog.pg_extension_config_dump('agd.tenant', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.role_map', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.tenant_key', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.signer', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.fleet_template', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.tenant_agent_fleet', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.fleet_agent', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.countersign_request', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.fleet_signature', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.event', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.transaction', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.guarded_table', '');

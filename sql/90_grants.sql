@@ -46,3 +46,15 @@ GRANT SELECT ON agd.anchors TO agd_publisher;
 GRANT EXECUTE ON FUNCTION agd.entries(text, bigint, bigint),
   agd.record_publication(text, bigint, bytea, text, text), agd.report_divergence(text, bigint, bytea, text), agd.anchor()
   TO agd_publisher;
+
+-- Fleets. Who may act is decided by the function: the platform for every tenant, a tenant for itself. What counts is the
+-- signature, whoever brings it. Public keys and templates are no secrets: a tenant checks its fleets by them.
+GRANT EXECUTE ON FUNCTION agd.cause_normalised(text) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION agd.mint_tenant_fleet(text, text, text, interval), agd.sign_fleet(text, text, bytea),
+  agd.countersign_fleets(text[], text, bytea), agd.seal_tenant_fleet(text, text) TO agd_platform, agd_tenant;
+GRANT EXECUTE ON FUNCTION agd.register_signer(text, text, bytea), agd.revoke_signer(text, text),
+  agd.create_template(text, jsonb) TO agd_platform;
+GRANT EXECUTE ON FUNCTION agd.fleet_statement(text), agd.batch_statement(text[]), agd.verify_fleet(text)
+  TO agd_platform, agd_auditor, agd_tenant;
+GRANT SELECT ON agd.fleets, agd.fleet_agents, agd.countersign_requests, agd.fleet_pending_cancel, agd.signer,
+  agd.fleet_template TO agd_platform, agd_auditor, agd_tenant;

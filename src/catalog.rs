@@ -6,6 +6,7 @@
 #![allow(unsafe_code)] // relation and scan descriptors are raw backend structures
 
 use crate::error::{Error, Result};
+use crate::fleet;
 use pgrx::{pg_guard, pg_sys};
 use std::cell::Cell;
 use std::ffi::CStr;
@@ -104,6 +105,7 @@ impl Catalog {
     /// Is it one of agd's own tables that are behind the gate? (The same list: agd.every_guard, sql/30_guard.sql.)
     pub fn has_own_guard(&self, relation: pg_sys::Oid) -> bool {
         [self.tenant, self.role_map, self.tenant_key, self.guarded_table].contains(&relation)
+            || fleet::table(relation).is_some()
     }
 }
 

@@ -40,6 +40,8 @@ pub enum Error {
     NotAContinuation { message: String, hint: String },
     /// AG004: a token that does not bind. `recorded` is what the log says, which knows more than the caller is told.
     TokenRefused { message: String, hint: String, recorded: String },
+    /// AG004: a signature, or who made it, is not what it must be.
+    SignatureRefused { message: String, hint: String },
     /// AG005: the table asks for a cause, and the transaction has none.
     CauseRequired { relation: String },
     /// XX000: a state that agd's own code rules out.
@@ -80,6 +82,7 @@ impl Error {
             Error::TamperingRefused { message, hint } => plain(b"AG002", message, hint),
             Error::NotAContinuation { message, hint } => plain(b"AG003", message, hint),
             Error::TokenRefused { message, hint, .. } => plain(b"AG004", message, hint),
+            Error::SignatureRefused { message, hint } => plain(b"AG004", message, hint),
             Error::CauseRequired { relation } => plain(
                 b"AG005",
                 format!("a write to {relation} needs a cause"),

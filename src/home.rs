@@ -30,7 +30,7 @@ use crate::guard::relation::qualified_name;
 use crate::log::{storage, verify};
 use crate::query::{self, At};
 use crate::shmem::{self, Database};
-use crate::{backend, settings};
+use crate::{backend, fleet, settings};
 use agd_core::{Checkpoint, name};
 use pgrx::prelude::*;
 use std::cell::Cell;
@@ -255,7 +255,7 @@ fn settle() -> Result<Home> {
     move_in(&log_name, 0)?;
     // What somebody put into agd's own tables before there was a record is told now.
     for (guard_id, oid) in own_guards()? {
-        record_baseline(&qualified_name(oid), oid, uuid_of(&guard_id)?, None)?;
+        record_baseline(&qualified_name(oid), oid, uuid_of(&guard_id)?, fleet::table(oid).flatten())?;
     }
     read()
 }
@@ -555,7 +555,8 @@ fn check_record(loaded: bool) -> Result<String> {
     let unknown = query::one::<String>(
         "SELECT pg_catalog.string_agg(DISTINCT w.tenant, ', ')
            FROM (SELECT l.tenant FROM agd.log l UNION ALL SELECT m.tenant FROM agd.role_map m
-                 UNION ALL SELECT k.tenant FROM agd.tenant_key k) w
+                 UNION ALL SELECT k.tenant FROM agd.tenant_key k
+                 UNION ALL SELECT f.tenant FROM agd.tenant_agent_fleet f) w
           WHERE w.tenant IS NOT NULL AND NOT EXISTS (SELECT FROM agd.tenant t WHERE t.tenant = w.tenant)",
         &[],
     )?;

@@ -17,6 +17,7 @@ mod denied;
 mod error;
 mod event;
 mod fault;
+mod fleet;
 mod fmgr;
 mod guard;
 mod home;
@@ -38,14 +39,16 @@ mod worker;
 extension_sql_file!("../sql/00_schema.sql", name = "schema", bootstrap);
 extension_sql_file!("../sql/10_tenant.sql", name = "tenant", requires = ["schema"]);
 extension_sql_file!("../sql/20_event.sql", name = "event", requires = ["tenant"]);
-extension_sql_file!("../sql/30_guard.sql", name = "guard", requires = ["event"]);
+extension_sql_file!("../sql/25_fleet_tables.sql", name = "fleet_tables", requires = ["event"]);
+extension_sql_file!("../sql/30_guard.sql", name = "guard", requires = ["fleet_tables"]);
 extension_sql_file!("../sql/35_protect.sql", name = "protect", requires = ["guard"]);
 extension_sql_file!("../sql/37_wall.sql", name = "wall", requires = ["protect"]);
 extension_sql_file!("../sql/40_log.sql", name = "log", requires = ["wall"]);
 extension_sql_file!("../sql/45_home.sql", name = "home", requires = ["log"]);
 extension_sql_file!("../sql/50_views.sql", name = "views", requires = ["home"]);
 extension_sql_file!("../sql/60_verify_table.sql", name = "verify_table", requires = ["views"]);
-extension_sql_file!("../sql/80_own_tables.sql", name = "own_tables", requires = ["verify_table"]);
+extension_sql_file!("../sql/70_fleet.sql", name = "fleet", requires = ["verify_table"]);
+extension_sql_file!("../sql/80_own_tables.sql", name = "own_tables", requires = ["fleet"]);
 extension_sql_file!("../sql/90_grants.sql", name = "grants", requires = ["own_tables"], finalize);
 
 /// Called once when the library is loaded. Raises 55000 unless that happens through shared_preload_libraries.

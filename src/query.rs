@@ -46,6 +46,23 @@ pub fn run_kept(statement: &str, arguments: &[DatumWithOid<'_>]) -> Result<()> {
     })
 }
 
+/// The same for a statement that writes or locks rows; `rows` gets what it returns. It sees what is committed when it begins.
+pub fn write_kept<T>(
+    statement: &str,
+    arguments: &[DatumWithOid<'_>],
+    rows: impl FnOnce(SpiTupleTable<'_>) -> Result<T>,
+) -> Result<T> {
+    Spi::connect_mut(|client| {
+        let plan = plan(statement, arguments, |types| client.prepare_mut(statement, types))?;
+        rows(client.update(plan, None, arguments)?)
+    })
+}
+
+/// The same for one without RETURNING: how many rows it wrote.
+pub fn count_kept(statement: &str, arguments: &[DatumWithOid<'_>]) -> Result<usize> {
+    write_kept(statement, arguments, |rows| Ok(rows.len()))
+}
+
 fn plan<'conn>(
     text: &str,
     arguments: &[DatumWithOid<'_>],

@@ -1,11 +1,12 @@
 //! The launcher, and one worker per database that has the extension.
 //!
-//! Owns when the sequencer runs: at 256 waiting events, by age, or on request. Promises that a worker that dies is
-//! started again, that one database has one worker at most, and that a quiet database is left asleep. Never does the
-//! sequencer's work itself, never touches the network.
+//! Owns when the sequencer runs (at 256 waiting events, by age, or on request) and when fleets are swept. Promises that a
+//! worker that dies is started again, that one database has one worker at most, and that a quiet database is left asleep.
+//! Never does the sequencer's work itself, never touches the network.
 #![allow(unsafe_code)] // background workers are registered and run through raw structures
 
 use crate::error::{Error, OrRaise, Result};
+use crate::fleet::sweep;
 use crate::log::sequencer::{self, Tails};
 use crate::shmem::{self, Database};
 use crate::{backend, catalog, denied, fault, home, settings};
@@ -256,7 +257,8 @@ pub extern "C-unwind" fn agd_worker_main(argument: pg_sys::Datum) {
         }
     }
     database.wanted.store(false, Ordering::Release);
-    Worker { database, timer: Some(Instant::now()), last_pass: None, last_drain: None }.run();
+    let now = Instant::now();
+    Worker { database, timer: Some(now), last_pass: None, last_drain: None, next_sweep: Some(now) }.run();
     // The extension was dropped: nothing to restart for, and nothing to tell.
     denied::clear(database);
     database.wanted.store(false, Ordering::Release);
@@ -310,6 +312,8 @@ struct Worker {
     timer: Option<Instant>,
     last_pass: Option<Instant>,
     last_drain: Option<Instant>,
+    /// When fleets that missed their window are to be cancelled; None: nothing is pending, as far as is known.
+    next_sweep: Option<Instant>,
 }
 
 impl Worker {
@@ -328,6 +332,9 @@ impl Worker {
                 return;
             }
             let until_drain = denied::pending(self.database).then_some(pause);
+            if self.next_sweep.is_some_and(|at| at <= Instant::now()) && !self.sweep() {
+                return;
+            }
             let waiting = self.database.waiting.load(Ordering::Acquire);
             if waiting > 0 {
                 self.timer.get_or_insert_with(Instant::now);
@@ -348,7 +355,8 @@ impl Worker {
                 continue;
             }
             let until_pass = if waiting >= 256 || hurry { Some(pause) } else { age_left };
-            sleep([until_pass, until_drain].into_iter().flatten().min());
+            let until_sweep = self.next_sweep.map(|at| at.saturating_duration_since(Instant::now()));
+            sleep([until_pass, until_drain, until_sweep].into_iter().flatten().min());
         }
     }
 
@@ -375,6 +383,10 @@ impl Worker {
             self.database.integrated.fetch_add(outcome.events, Ordering::AcqRel);
             self.database.starts.store(0, Ordering::Release);
             platform = outcome.anchored_tail;
+            if outcome.events > 0 {
+                // There may be a mint among them.
+                self.next_sweep = Some(Instant::now());
+            }
             if !(outcome.recorded && (all_tails || outcome.anchored_tail)) {
                 if all_tails {
                     self.timer = None;
@@ -404,6 +416,25 @@ impl Worker {
         let pause = if matches!(drained, Some(None)) { NOT_AT_HOME } else { Duration::ZERO };
         self.last_drain = Some(Instant::now() + pause);
         drained.is_some()
+    }
+
+    /// Cancels fleets that have missed their window, and learns when the next one does. False: the extension is gone.
+    fn sweep(&mut self) -> bool {
+        let due = || {
+            // Until the record is resumed here nothing is added to it.
+            Ok(sweep::due_in()?.map(|left| if home::check().is_ok() { left } else { NOT_AT_HOME }))
+        };
+        let mut next = self.work(c"agd: looking for missed countersign windows", false, due, |_| {});
+        if next == Some(Some(Duration::ZERO)) {
+            let cancel = || sweep::sweep();
+            match self.work(c"agd: cancelling fleets", false, cancel, |_| {}) {
+                None => next = None,
+                // What somebody else is at will be his to cancel, or is looked at again.
+                Some(more) => next = Some(Some(if more { Duration::ZERO } else { PASS_INTERVAL })),
+            }
+        }
+        self.next_sweep = next.flatten().map(|left| Instant::now() + left);
+        next.is_some()
     }
 
     /// One transaction of the worker's; None: the extension is gone.

@@ -14,6 +14,7 @@ mod cluster;
 mod database;
 pub mod equivalence;
 mod error;
+pub mod fleet;
 mod os;
 pub mod pooler;
 pub mod proof;

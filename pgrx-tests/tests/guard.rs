@@ -90,7 +90,18 @@ fn coverage_shows_every_table() {
     );
     // agd's own tables that carry decisions are guarded like any other.
     let own = "SELECT format('%s %s %s', relation, guarded, intact) FROM agd.coverage() WHERE relation::text LIKE 'agd.%' ORDER BY relation::text";
-    assert_eq!(g.column::<String>(own), ["agd.guarded_table t t", "agd.role_map t t", "agd.tenant t t"]);
+    let tables = [
+        "countersign_request",
+        "fleet_agent",
+        "fleet_signature",
+        "fleet_template",
+        "guarded_table",
+        "role_map",
+        "signer",
+        "tenant",
+        "tenant_agent_fleet",
+    ];
+    assert_eq!(g.column::<String>(own), tables.map(|table| format!("agd.{table} t t")));
     let shown = "SELECT format('%s %s %s', relation, guarded, intact) FROM agd.coverage()
                   WHERE relation::text NOT LIKE 'agd.%' ORDER BY relation::text";
     assert_eq!(g.column::<String>(shown), ["a t t", "b f f", "p t t", "p1 t t"]);

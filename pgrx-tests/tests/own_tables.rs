@@ -13,7 +13,18 @@ fn set_up(stem: &str, setup: &str) -> Watch {
 const OWN: &str = "SELECT format('%s %s %s', relation, action, coalesce(row_key->>'tenant', row_key->>'role', new->>'relation', old->>'relation', ''))
                      FROM agd.events WHERE relation LIKE 'agd.%' AND action <> 'DENIED' ORDER BY split_part(event_id, '-', 1)::numeric, split_part(event_id, '-', 2)::int";
 
-const TABLES: [&str; 4] = ["agd.tenant", "agd.role_map", "agd.tenant_key", "agd.guarded_table"];
+const TABLES: [&str; 10] = [
+    "agd.tenant",
+    "agd.role_map",
+    "agd.tenant_key",
+    "agd.guarded_table",
+    "agd.signer",
+    "agd.fleet_template",
+    "agd.tenant_agent_fleet",
+    "agd.fleet_agent",
+    "agd.countersign_request",
+    "agd.fleet_signature",
+];
 
 #[track_caller]
 fn expect_reconciled(g: &mut Watch) {

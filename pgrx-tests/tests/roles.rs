@@ -416,6 +416,7 @@ fn nobody_gets_more_than_needed() {
         granted(&mut superuser, "acl_public"),
         [
             "bind",
+            "cause_normalised",
             "confirm_write",
             "current_principal",
             "current_scopes",

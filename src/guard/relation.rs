@@ -6,6 +6,7 @@
 
 use crate::catalog::{Columns, Relation, catalog, scan, scan_key, text};
 use crate::error::{Error, Result};
+use crate::fleet;
 use crate::guard::image::RowFormat;
 use crate::guard::redact::Redaction;
 use pgrx::{pg_guard, pg_sys};
@@ -137,7 +138,8 @@ fn load(relation: pg_sys::Relation, guard_id: &CStr) -> Result<Guarded> {
     // SAFETY: an open relation has an oid.
     let oid = unsafe { (*relation).rd_id };
     if catalog.has_own_guard(oid) {
-        let (tenant_column, require_cause, record_truncate) = (None, false, false);
+        let tenant_column = fleet::table(oid).flatten().map(str::to_owned);
+        let (require_cause, record_truncate) = (false, false);
         let (name, format) = (qualified_name(oid), row_format(relation)?);
         return Ok(Guarded {
             guard_id,

@@ -12,7 +12,7 @@ use crate::event::{self, Image, Record};
 use crate::fmgr::c_function;
 use crate::guard::relation::{Guarded, guarded, qualified_name};
 use crate::log::storage;
-use crate::{ceiling, denied, home, replication, tenant, transaction};
+use crate::{ceiling, denied, fleet, home, replication, tenant, transaction};
 use agd_core::intent::Operation;
 use pgrx::pg_sys;
 use std::cell::RefCell;
@@ -176,9 +176,11 @@ fn record_write(call: &Call) -> Result<pg_sys::HeapTuple> {
         if is_loaded(operation)? {
             return Ok(call.final_row(operation));
         }
-        // What sessions remember of this table is no longer true once this is committed.
-        // SAFETY: queues a message for the end of the command and of the transaction.
-        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(call.oid()) };
+        // What sessions remember of this table is no longer true once this is committed. (Nobody remembers fleets.)
+        if guard.tenant_column.is_none() {
+            // SAFETY: queues a message for the end of the command and of the transaction.
+            unsafe { pg_sys::CacheInvalidateRelcacheByRelid(call.oid()) };
+        }
     }
     ceiling::check()?;
     with_rows(|rows| {
@@ -193,13 +195,15 @@ fn record_write(call: &Call) -> Result<pg_sys::HeapTuple> {
         }
         if guard.own {
             keep_names(&guard, operation, rows)?;
+            fleet::check_write(&guard, operation, &rows.old, &rows.new)?;
         }
         let tenant = tenant_of(&guard, has_old.then_some(&rows.old), has_new.then_some(&rows.new))?;
         let refused = |error| denied::concerning(tenant.as_deref(), error);
         if guard.require_cause && !transaction::has_cause() {
             return Err(refused(Error::CauseRequired { relation: guard.name.clone() }));
         }
-        if let Some(tenant) = &tenant {
+        // Who may write a tenant's rows of agd's own tables, the function that writes them has checked.
+        if let Some(tenant) = tenant.as_ref().filter(|_| !guard.own) {
             tenant::check_row(tenant, guard.root, &guard.name).map_err(refused)?;
         }
         let (key_row, final_row) = match operation {

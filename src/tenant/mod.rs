@@ -421,6 +421,11 @@ fn may_see(tenant: Option<&str>) -> Result<bool> {
     Ok(outer_user_is_member_of(c"agd_platform") || outer_user_is_member_of(c"agd_auditor") || is_bound_to(tenant)?)
 }
 
+/// May this session act for a tenant: members of agd_platform for every one, a tenant for itself.
+pub fn may_act_for(tenant: &str) -> Result<bool> {
+    Ok(outer_user_is_member_of(c"agd_platform") || is_bound_to(Some(tenant))?)
+}
+
 /// `agd.is_publisher()`: members of agd_publisher see every anchor.
 #[pg_extern(sql = false)]
 pub fn is_publisher() -> bool {
