@@ -1,4 +1,4 @@
-//! Steps 6 and 7: verification inside the database, before and after a superuser's attack.
+//! Steps 7 and 8: verification inside the database, before and after a superuser's attack.
 
 use crate::failure::{Failure, Result, expect, expect_equal};
 use crate::scene::{Scene, Session, column, first};
@@ -20,7 +20,7 @@ pub struct Victim {
     pub published_size: u64,
 }
 
-/// Step 6: everything holds.
+/// Step 7: everything holds.
 pub fn all_holds(scene: &Scene<'_>, leaves: i64) -> Result<()> {
     let terminal = scene.terminal;
     terminal
@@ -87,7 +87,7 @@ fn problems(session: &mut Session<'_>, table: &str) -> Result<Vec<Vec<String>>> 
     session.rows(&sql, &[])?.iter().map(|row| Ok(vec![column(row, 0)?, column(row, 1)?])).collect()
 }
 
-/// Step 7: a superuser changes a row and deletes an event, and puts everything back as it looked. Both are named.
+/// Step 8: a superuser changes a row and deletes an event, and puts everything back as it looked. Both are named.
 pub fn attack(scene: &Scene<'_>) -> Result<Victim> {
     let terminal = scene.terminal;
     let mut attacker = scene.session("postgres")?;

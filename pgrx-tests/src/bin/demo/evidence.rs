@@ -1,4 +1,4 @@
-//! Steps 5 and 8: the evidence outside the database.
+//! Steps 6 and 9: the evidence outside the database.
 
 use crate::attack::Victim;
 use crate::failure::{Failure, Result, expect_equal};
@@ -14,7 +14,7 @@ use std::time::Instant;
 const STORE: &str = "store";
 const POLICY: &str = "policy.txt";
 
-/// Step 5: publish, and prove it all with no server running. Returns the verdict.
+/// Step 6: publish, and prove it all with no server running. Returns the verdict.
 pub fn publish(scene: &Scene<'_>, leaves: i64, anchors: i64) -> Result<String> {
     let terminal = scene.terminal;
     terminal.say(
@@ -80,7 +80,7 @@ fn verify(scene: &Scene<'_>) -> Result<(String, String)> {
     Ok((report, verdict))
 }
 
-/// Step 8: the store still proves what it proved, and still holds the entry of the event that was deleted.
+/// Step 9: the store still proves what it proved, and still holds the entry of the event that was deleted.
 pub fn still_there(scene: &Scene<'_>, verdict: &str, victim: &Victim) -> Result<()> {
     let terminal = scene.terminal;
     terminal.say("What was done in the database did not reach the store.");

@@ -1,4 +1,4 @@
-//! Steps 3 and 4: a real load, and what it left in the log.
+//! Steps 4 and 5: a real load, and what it left in the log.
 
 use crate::failure::{Failure, Result, expect, expect_equal};
 use crate::scene::{DATABASE, Scene, Session, column, first};
@@ -13,7 +13,7 @@ const CLIENTS: i64 = 8;
 /// Connections of each tenant.
 const CONNECTIONS: i32 = 2;
 
-/// Step 3: pgbench and both tenants at once, for some seconds. Returns what they say they wrote.
+/// Step 4: pgbench and both tenants at once, for some seconds. Returns what they say they wrote.
 pub fn run(scene: &Scene<'_>, seconds: u32) -> Result<Account> {
     let terminal = scene.terminal;
     terminal.say(&format!(
@@ -149,7 +149,7 @@ fn each_tenant_tries_the_other(scene: &Scene<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Step 4: one record for one write, and an anchor at every 256 leaves. Returns the leaves and the anchors of all logs.
+/// Step 5: one record for one write, and an anchor at every 256 leaves. Returns the leaves and the anchors of all logs.
 pub fn anchors(scene: &Scene<'_>, account: &Account) -> Result<(i64, i64)> {
     let terminal = scene.terminal;
     let mut session = scene.session("postgres")?;

@@ -8,6 +8,7 @@
 mod attack;
 mod evidence;
 mod failure;
+mod fleet;
 mod load;
 mod scene;
 mod schema;
@@ -158,6 +159,7 @@ fn story<'t>(
     })?;
     let scene = kept.as_ref().ok_or_else(|| Failure::new("a server", "none"))?;
     steps.run("Two tenants, six guarded tables", || schema::guard_tables(scene, options.scale))?;
+    steps.run("A fleet for each tenant", || fleet::fleets(scene))?;
     let account = steps.run("A real load", || load::run(scene, options.seconds))?;
     let (leaves, anchors) = steps.run("Records and anchors", || load::anchors(scene, &account))?;
     let verdict = steps.run("Evidence that leaves the database", || evidence::publish(scene, leaves, anchors))?;
