@@ -9,6 +9,7 @@
 //! Exit code 0: all was measured. 1: something could not be. 2: it could not begin.
 
 mod bulk;
+mod fleet;
 mod log;
 mod machine;
 mod options;
@@ -118,5 +119,6 @@ fn measure(bench: &Bench, group: Group) -> Result<Vec<Section>> {
         Group::Shapes => shapes::measure(bench),
         Group::Tenant => tenant::measure(bench),
         Group::Log => log::measure(bench),
+        Group::Fleet => fleet::measure(bench),
     }
 }

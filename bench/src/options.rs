@@ -5,7 +5,7 @@ pub const USAGE: &str = "\
 usage: bench [--quick] [--only NAME]… [--events N]
 
   --quick      a minute or two, with small sizes: shows that it works, not what it costs
-  --only NAME  one of: tpcb, bulk, shapes, tenant, log; may be repeated
+  --only NAME  one of: tpcb, bulk, shapes, tenant, log, fleet; may be repeated
   --events N   the size that the log grows to (default 1000000; the goals speak of 10000000)";
 
 /// A group of measurements that belong to one table, and may be run alone.
@@ -21,11 +21,13 @@ pub enum Group {
     Tenant,
     /// Integration, proofs, verification.
     Log,
+    /// Mints and countersignatures.
+    Fleet,
 }
 
 impl Group {
     /// In the order in which they run.
-    pub const ALL: [Self; 5] = [Self::Tpcb, Self::Bulk, Self::Shapes, Self::Tenant, Self::Log];
+    pub const ALL: [Self; 6] = [Self::Tpcb, Self::Bulk, Self::Shapes, Self::Tenant, Self::Log, Self::Fleet];
 
     /// The name for `--only`.
     pub fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Group {
             Self::Shapes => "shapes",
             Self::Tenant => "tenant",
             Self::Log => "log",
+            Self::Fleet => "fleet",
         }
     }
 }
