@@ -1,7 +1,7 @@
 //! Fleets under many hands at once: each pair of calls that can meet, over real connections, thousands of times; and all of
 //! them together. Afterwards every fleet must be what its rows say and every table what its log says.
 //!
-//! `AGD_FLEET_ROUNDS` sets how often each pair meets (default 150).
+//! `AGD_FLEET_ROUNDS` sets how often each pair meets (default 100).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use agd_live_tests::fleet::{
@@ -18,7 +18,7 @@ use std::sync::{Barrier, OnceLock};
 use std::time::Duration;
 
 fn rounds() -> usize {
-    std::env::var("AGD_FLEET_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(150)
+    std::env::var("AGD_FLEET_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(100)
 }
 
 fn database(stem: &str) -> TestDb<'static> {

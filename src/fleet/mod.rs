@@ -122,6 +122,14 @@ fn told<T>(action: &str, result: Result<T>) -> Result<T> {
     })
 }
 
+/// The same for a call that only reads: another tenant's fleet is an attempt, a misspelt id is not.
+fn told_of_reading<T>(action: &str, result: Result<T>) -> Result<T> {
+    match result {
+        Err(error @ Error::NotAllowed { .. }) => told(action, Err(error)),
+        other => other,
+    }
+}
+
 /// The tenant itself, and the platform for every tenant. 42501 otherwise.
 fn must_act_for(tenant: &str) -> Result<()> {
     if tenant::may_act_for(tenant)? {

@@ -7,7 +7,10 @@
 
 use super::mint::answer;
 use super::signer::on_duty;
-use super::{COLUMNS, Fleet, is_fleet_id, missing, must_act_for, must_be, no_such_fleet, timestamp, told, writing};
+use super::{
+    COLUMNS, Fleet, is_fleet_id, missing, must_act_for, must_be, no_such_fleet, timestamp, told, told_of_reading,
+    writing,
+};
 use crate::error::{self, Error, Result};
 use crate::fmgr::{Rows, argument, c_function, text};
 use crate::query::{count_kept, kept, write_kept};
@@ -60,7 +63,7 @@ fn answer_statement(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
             fleet_id.ok_or_else(|| missing("a fleet_id", "agd.fleet_statement(fleet_id) FROM agd.fleets"))?;
         find_to_read(&fleet_id)?.statement()
     };
-    let statement = told("READ STATEMENT", statement())?;
+    let statement = told_of_reading("READ STATEMENT", statement())?;
     Ok(bytes(call, statement.to_string().into_bytes()))
 }
 
@@ -84,7 +87,7 @@ fn answer_batch(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
         }
         batch_of(&fleets)
     };
-    let batch = told("READ STATEMENT", batch())?;
+    let batch = told_of_reading("READ STATEMENT", batch())?;
     Ok(bytes(call, batch.statement().into_bytes()))
 }
 

@@ -6,7 +6,7 @@
 
 use super::sign::find_to_read;
 use super::signer::evidence;
-use super::{Fleet, missing, told};
+use super::{Fleet, missing, told_of_reading};
 use crate::error::Result;
 use crate::fmgr::{Rows, argument, c_function, text};
 use crate::log::record::EPOCH_DIFFERENCE;
@@ -30,7 +30,7 @@ fn answer_verify(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
         checks.push(check_rows(&fleet)?);
         Ok(checks)
     };
-    for check in told("VERIFY FLEET", checks())? {
+    for check in told_of_reading("VERIFY FLEET", checks())? {
         rows.put(|| [text(check.name), check.ok.into_datum(), text(&check.detail)]);
     }
     Ok(super::mint::answer(call, None))
