@@ -344,7 +344,7 @@ mod tests {
     #[pg_test]
     fn used_tokens_find_a_place_until_there_is_none() {
         use crate::tenant::used::trial::{expiring, filled};
-        assert_eq!(expiring(), [Some(true), Some(false), None, Some(true), Some(true)]);
+        assert_eq!(expiring(), [Some(true), Some(false), None, Some(true), None, Some(true)]);
         for capacity in [1 << 10, 1 << 17] {
             let filled = filled(capacity);
             assert!(filled > capacity * 3 / 4 && filled <= capacity, "{filled} of {capacity}");

@@ -17,9 +17,9 @@ use pgrx::pg_sys;
 use sha2::{Digest as _, Sha256};
 use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
 
-/// Where an id may stand: in one of this many places from its own on. At seven eighths of the capacity a new one still finds
-/// a place with near certainty.
-const WINDOW: usize = 128;
+/// Where an id may stand: in one of this many places from its own on. All of them are looked at each time (12 kB). Until three
+/// quarters of all places are taken, a new id finds one with near certainty.
+const WINDOW: usize = 512;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -208,7 +208,7 @@ pub mod trial {
     }
 
     /// A place is given again when its token has expired, and not before.
-    pub fn expiring() -> [Option<bool>; 5] {
+    pub fn expiring() -> [Option<bool>; 6] {
         let mut entries = vec![Entry { key: [0; 2], expires_at: 0 }; 1];
         [
             place(&mut entries, 0, [1, 1], 10, 5),
@@ -216,6 +216,7 @@ pub mod trial {
             place(&mut entries, 0, [2, 2], 20, 9),
             place(&mut entries, 0, [2, 2], 20, 10),
             place(&mut entries, 0, [1, 1], 30, 19),
+            place(&mut entries, 0, [1, 1], 30, 20),
         ]
     }
 }
