@@ -73,6 +73,7 @@ fn own() -> Option<usize> {
     #[cfg(any(feature = "pg15", feature = "pg16"))]
     let number = unsafe { pg_sys::MyBackendId } - 1;
     #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    // SAFETY: as above.
     let number = unsafe { pg_sys::MyProcNumber };
     usize::try_from(number).ok()
 }
@@ -83,6 +84,7 @@ fn leader() -> Option<usize> {
     #[cfg(any(feature = "pg15", feature = "pg16"))]
     let number = unsafe { pg_sys::ParallelLeaderBackendId } - 1;
     #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    // SAFETY: as above.
     let number = unsafe { pg_sys::ParallelLeaderProcNumber };
     usize::try_from(number).ok()
 }
