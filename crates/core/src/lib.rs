@@ -34,7 +34,7 @@ pub use entry::{Entry, EntryError, EventId, ImageKind, OwnedEntry, image_digest}
 pub use incarnation::Incarnation;
 pub use merkle::{CompactRange, HASH_SIZE, Hash, MerkleError, empty_root, leaf_hash, node_hash};
 pub use name::NameError;
-pub use note::{NoteError, NoteSignature, SignedNote, SigningKey, VerifierKey};
+pub use note::{CosigningKey, NoteError, NoteSignature, SignedNote, SigningKey, VerifierKey};
 pub use proof::{HashReader, ProofError};
 pub use tile::{FullTile, TILE_WIDTH, TileCoord, TiledTree};
 pub use tlog_proof::{TlogProof, TlogProofError};

@@ -1,5 +1,5 @@
-//! Signed notes: C2SP signed-note v1.0.0 with Ed25519 (type 0x01), and the verification of witnesses' timestamped
-//! cosignatures (C2SP tlog-cosignature, Ed25519, type 0x04).
+//! Signed notes: C2SP signed-note v1.0.0 with Ed25519 (type 0x01), and witnesses' timestamped cosignatures (C2SP
+//! tlog-cosignature, cosignature/v1, Ed25519, type 0x04).
 //!
 //! Owns keys, signature lines and the note around them. Promises that what parses prints the same bytes again, that
 //! Ed25519 is checked strictly (canonical encodings only, no key of small order), and that a secret key is wiped when it
@@ -73,6 +73,9 @@ pub enum NoteError {
         /// The key's id.
         id: u32,
     },
+    /// A cosignature's time that is zero or above 2^63 − 1.
+    #[error("{0} is not a time of a cosignature")]
+    Time(u64),
     /// No trusted key has signed.
     #[error("no trusted key has signed the note")]
     NoTrustedSignature,
@@ -173,9 +176,7 @@ impl VerifierKey {
                     return false;
                 };
                 let time = u64::from_be_bytes(*time);
-                // The specification bounds the time at 2^63 − 1.
-                let message = format!("cosignature/v1\ntime {time}\n{text}");
-                i64::try_from(time).is_ok() && self.holds_over(message.as_bytes(), signature)
+                time <= MAX_COSIGNATURE_TIME && self.holds_over(cosigned(time, text).as_bytes(), signature)
             }
         }
     }
@@ -206,6 +207,14 @@ impl FromStr for VerifierKey {
     fn from_str(vkey: &str) -> Result<Self, Self::Err> {
         Self::parse(vkey)
     }
+}
+
+/// The latest time of a cosignature: the specification bounds it at 2^63 − 1.
+const MAX_COSIGNATURE_TIME: u64 = i64::MAX as u64;
+
+/// What a witness signs (tlog-cosignature, cosignature/v1).
+fn cosigned(time: u64, text: &str) -> String {
+    format!("cosignature/v1\ntime {time}\n{text}")
 }
 
 fn key_id(name: &str, key_type: KeyType, public_key: &[u8; 32]) -> u32 {
@@ -272,6 +281,50 @@ impl SigningKey {
 impl fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SigningKey({}, secret not shown)", self.verifier)
+    }
+}
+
+/// A witness's secret key (type 0x04). Its memory is wiped on drop; `Debug` shows the public half only.
+pub struct CosigningKey {
+    verifier: VerifierKey,
+    secret: ed25519_dalek::SigningKey,
+}
+
+impl CosigningKey {
+    /// The key that this 32-byte Ed25519 seed (RFC 8032) gives, under `name`. The caller wipes its own copy of the seed.
+    ///
+    /// # Errors
+    /// [`NoteError::KeyName`].
+    pub fn from_seed(name: &str, seed: &[u8; 32]) -> Result<Self, NoteError> {
+        let secret = ed25519_dalek::SigningKey::from_bytes(seed);
+        let public = *secret.verifying_key().as_bytes();
+        Ok(Self { verifier: VerifierKey::with_type(name, KeyType::CosignatureV1, &public)?, secret })
+    }
+
+    /// The public half.
+    pub fn verifier_key(&self) -> &VerifierKey {
+        &self.verifier
+    }
+
+    /// Cosigns a checkpoint's body at a POSIX time in seconds: states that no larger tree of this log was observed until
+    /// then. Whoever calls it must know that. The result prints as the signature line.
+    ///
+    /// # Errors
+    /// [`NoteError::Text`] and [`NoteError::Layout`] when the text could not stand in a note, [`NoteError::Time`].
+    pub fn cosign(&self, text: &str, time: u64) -> Result<NoteSignature, NoteError> {
+        check_text(text)?;
+        if time == 0 || time > MAX_COSIGNATURE_TIME {
+            return Err(NoteError::Time(time));
+        }
+        let signature = self.secret.sign(cosigned(time, text).as_bytes()).to_bytes();
+        let signature = [&time.to_be_bytes()[..], &signature].concat();
+        Ok(NoteSignature { name: self.verifier.name.clone(), id: self.verifier.id, signature })
+    }
+}
+
+impl fmt::Debug for CosigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CosigningKey({}, secret not shown)", self.verifier)
     }
 }
 

@@ -9,7 +9,7 @@ use agd_core::checkpoint::Checkpoint;
 use agd_core::entry::{Entry, EventId, ImageKind, image_digest, parse};
 use agd_core::fleet::{Batch, PublicKey, Statement, Vector};
 use agd_core::merkle::{CompactRange, Hash, leaf_hash, root_of};
-use agd_core::note::{SignedNote, SigningKey, VerifierKey};
+use agd_core::note::{CosigningKey, SignedNote, SigningKey, VerifierKey};
 use agd_core::proof::{TileHashReader, consistency_proof, inclusion_proof, verify_consistency, verify_inclusion};
 use agd_core::tile::tiles_for_size;
 use agd_core::tlog_proof::TlogProof;
@@ -151,6 +151,8 @@ fn large_trees() {
 
 #[test]
 fn notes() {
+    // The generator's.
+    const WITNESS_SEED: [u8; 32] = [0x42; 32];
     let file = read("notes.json");
     for vector in list(&file, "notes") {
         let name = text(vector, "name");
@@ -168,6 +170,10 @@ fn notes() {
 
         let witness = VerifierKey::parse(text(vector, "witness_vkey")).unwrap();
         let cosigned = SignedNote::parse(text(vector, "cosigned")).unwrap();
+        let cosigner = CosigningKey::from_seed(witness.name(), &WITNESS_SEED).unwrap();
+        assert_eq!(cosigner.verifier_key(), &witness);
+        let line = cosigner.cosign(&body, number(vector, "witness_time")).unwrap();
+        assert_eq!(cosigned.signatures()[1], line, "Ed25519 is deterministic: the very same line");
         let keys = [key.verifier_key().clone(), witness];
         assert_eq!(cosigned.verify(&keys).unwrap().len(), 2);
         let time = cosigned.signatures()[1].cosignature_time();

@@ -1,4 +1,6 @@
-use agd_core::note::{KeyType, MAX_NOTE_LEN, NoteError, NoteSignature, SignedNote, SigningKey, VerifierKey};
+use agd_core::note::{
+    CosigningKey, KeyType, MAX_NOTE_LEN, NoteError, NoteSignature, SignedNote, SigningKey, VerifierKey,
+};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::Signer as _;
@@ -183,6 +185,28 @@ fn cosignatures() {
     let beyond = 1 << 63;
     assert_eq!(verdict(line(beyond, &format!("cosignature/v1\ntime {beyond}\n{body}"))), refused);
     assert_eq!(log.sign(body).unwrap().cosignature_time(), None);
+
+    let cosigner = CosigningKey::from_seed("witness.example/w1", &[5; 32]).unwrap();
+    assert_eq!(cosigner.verifier_key(), &witness);
+    assert_eq!(cosigner.cosign(body, time).unwrap(), line(time, &format!("cosignature/v1\ntime {time}\n{body}")));
+    assert_eq!(verdict(cosigner.cosign(body, i64::MAX as u64).unwrap()), Ok(2));
+    assert_eq!(cosigner.cosign(body, beyond), Err(NoteError::Time(beyond)));
+    assert_eq!(cosigner.cosign(body, 0), Err(NoteError::Time(0)));
+    assert_eq!(cosigner.cosign("no newline", time), Err(NoteError::Layout));
+    assert_eq!(cosigner.cosign("a\rb\n", time), Err(NoteError::Text));
+    assert!(format!("{cosigner:?}").contains("not shown"));
+    assert_eq!(CosigningKey::from_seed("a b", &[5; 32]).map(|_| ()), Err(NoteError::KeyName("a b".to_owned())));
+}
+
+/// The example of the specification (tlog-cosignature): its line reads and prints the same, and has the time it shows.
+#[test]
+fn the_published_cosignature() {
+    let note = "example.com/behind-the-sofa\n20852163\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\n\n\
+        \u{2014} example.com/behind-the-sofa Az3grlgtzPICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeOoRDe4URYN7u5/Zhcyv2q1gGzGku9nTo+zyWE+xeMcTOAYQ8=\n\
+        \u{2014} witness.example.com/w1 jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn/zXcrtPHeolMI5OWXEhZCB9dlrDJsX3b2oyin1nPZqhf5nNo0xUe+mbIUBkBIfZ+qnA==\n";
+    let parsed = SignedNote::parse(note).unwrap();
+    assert_eq!(parsed.to_string(), note);
+    assert_eq!(parsed.signatures()[1].cosignature_time(), Some(1_679_315_147));
 }
 
 #[test]
