@@ -25,7 +25,7 @@ import stage
 from shell import ROOT, Failed, Missing, main, output, say, shown, took
 
 # Always together: a package selected alone would resolve other features and compile its dependencies anew.
-PLAIN_PACKAGES = ["-p", "agd-core", "-p", "agd-cli", "-p", "agd-live-tests", "-p", "agd-bench"]
+PLAIN_PACKAGES = ["-p", "agd-core", "-p", "agd-tsp", "-p", "agd-cli", "-p", "agd-live-tests", "-p", "agd-bench"]
 
 
 def features(major, test=False):

@@ -60,9 +60,9 @@ def rust_files(files):
 
 
 def core_is_pure(files):
-    """agd-core and agd-cli do not depend on pgrx, not even to be tested"""
+    """agd-core, agd-tsp and agd-cli do not depend on pgrx, not even to be tested"""
     found = []
-    for package in ("agd-core", "agd-cli"):
+    for package in ("agd-core", "agd-tsp", "agd-cli"):
         tree = output(["cargo", "tree", "-p", package, "--edges", "normal,build,dev", "--prefix", "none", "--target", "all"], cwd=ROOT)
         found += [f"{package}: {name}" for name in sorted({line for line in tree.splitlines() if re.match(r"pgrx\b", line)})]
     return found

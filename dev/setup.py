@@ -71,6 +71,9 @@ def need_programs(majors):
         packages += ["gcc", "libc6-dev"]
     if not has_pip():
         packages.append("python3-pip")
+    if which("openssl") is None:
+        # The tests' timestamp authorities.
+        packages.append("openssl")
     if is_debian():
         if IS_ROOT and which("make") is None:
             packages.append("make")
@@ -80,7 +83,7 @@ def need_programs(majors):
     if not packages:
         return
     if not is_debian():
-        raise Missing("a C compiler (cc) and pip for this Python: " + " ".join(packages))
+        raise Missing("a C compiler (cc), pip for this Python or the openssl program: " + " ".join(packages))
     if not IS_ROOT:
         raise Missing(f"packages that only root can install. Run: sudo apt-get install {' '.join(packages)}")
     apt_get(packages)

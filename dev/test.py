@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run the tests of agd and close with one line: N passed, N failed.
 
-  core     agd-core and the command line, with their documentation examples; no PostgreSQL involved
+  core     agd-core, agd-tsp and the command line, with their documentation examples; no PostgreSQL involved
   pgtest   #[pg_test] functions, inside a server
   live     real clusters, ordinary roles, many connections (the crate in pgrx-tests/)
   regress  pg_regress (tests/regress) and isolation tests (tests/isolation)
@@ -155,7 +155,7 @@ def plain(tally, env):
 
 
 def core(tally, env, wanted, programs):
-    """agd-core and the command line, on their own."""
+    """agd-core, agd-tsp and the command line, on their own."""
     if (server := s3_server()) is not None:
         env = {**env, "AGD_S3_SERVER": str(server)}
     for folder, name, path in programs:
