@@ -63,6 +63,15 @@ CREATE TABLE agd.publication (
 );
 COMMENT ON TABLE agd.publication IS 'receipts: which checkpoint was carried where';
 
+CREATE TABLE agd.timestamped (
+  log_id      int    NOT NULL,
+  tree_size   bigint NOT NULL,
+  stamped_at  timestamptz NOT NULL CHECK (pg_catalog.isfinite(stamped_at)),   -- the TSA's time (genTime)
+  reported_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  PRIMARY KEY (log_id, tree_size, stamped_at)
+);
+COMMENT ON TABLE agd.timestamped IS 'receipts: which checkpoint of a platform log has an RFC 3161 timestamp, and of when';
+
 CREATE TABLE agd.verified (
   log_id       int    PRIMARY KEY REFERENCES agd.log (log_id),
   tree_size    bigint NOT NULL,     -- up to there the log was verified by itself
@@ -107,6 +116,12 @@ CREATE FUNCTION agd.record_publication(origin text, tree_size bigint, root_hash 
   AS 'MODULE_PATHNAME', 'record_publication_wrapper';
 COMMENT ON FUNCTION agd.record_publication(text, bigint, bytea, text, text) IS
   'agd publish reports where a checkpoint now lies, and the signed note as it was published';
+
+CREATE FUNCTION agd.record_timestamp(origin text, tree_size bigint, root_hash bytea, at timestamptz) RETURNS void
+  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS 'MODULE_PATHNAME', 'agd_record_timestamp';
+COMMENT ON FUNCTION agd.record_timestamp(text, bigint, bytea, timestamptz) IS
+  'agd publish reports that a TSA has stamped a checkpoint, and when';
 
 -- These five read without SQL, whatever the caller's privileges are, and decide themselves who may know what.
 CREATE FUNCTION agd.leaf_index(event_id text, tenant text, committed_at timestamptz) RETURNS bigint

@@ -55,4 +55,5 @@ SELECT pg_catalog.pg_extension_config_dump('agd.log', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.tile', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.checkpoint', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.publication', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.timestamped', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.sequencer', '');

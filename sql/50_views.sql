@@ -63,7 +63,11 @@ CREATE VIEW agd.anchors AS
          c.anchored_at,
          p.published_at,
          p.published_to,
-         NULL::timestamptz AS timestamped_at,
+         -- A timestamp of one size covers every smaller one. The platform log's anchors alone have one of their own: they
+         -- cover the tenants'.
+         (SELECT t.stamped_at FROM agd.timestamped t
+           WHERE t.log_id = c.log_id AND t.tree_size >= c.tree_size
+           ORDER BY t.tree_size, t.stamped_at LIMIT 1) AS timestamped_at,
          l.incarnation < (SELECT pg_catalog.max(n.incarnation) FROM agd.log n WHERE n.tenant IS NULL) AS closed
     FROM agd.checkpoint c
          JOIN agd.log l USING (log_id)
@@ -74,7 +78,7 @@ CREATE VIEW agd.anchors AS
             WHERE q.log_id = c.log_id AND q.tree_size = c.tree_size) p ON true
    WHERE agd.may_read(l.tenant) OR agd.is_publisher();
 COMMENT ON VIEW agd.anchors IS
-  'every anchor: a log''s root at a size, and where it was published; closed are the logs of earlier incarnations';
+  'every anchor: a log''s root at a size, where it was published, and the RFC 3161 time of the first timestamp that covers it (platform log); closed are the logs of earlier incarnations';
 
 CREATE FUNCTION agd.worker_status()
   RETURNS TABLE (recorded bigint, voided bigint, integrated bigint, waiting bigint, worker_pid int, failures bigint, last_failure text,

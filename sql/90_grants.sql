@@ -41,10 +41,11 @@ GRANT SELECT ON agd.stat, agd.verify_progress TO agd_platform, agd_auditor;
 -- verify_table() names rows by their key and columns by their name; values it shows to superusers only.
 GRANT EXECUTE ON FUNCTION agd.verify_table(regclass) TO agd_platform, agd_auditor;
 
--- Publishes: anchors, entries (which hold digests, no payloads), receipts.
+-- Publishes: anchors, entries (which hold digests, no payloads), receipts of publications and timestamps.
 GRANT SELECT ON agd.anchors TO agd_publisher;
 GRANT EXECUTE ON FUNCTION agd.entries(text, bigint, bigint),
-  agd.record_publication(text, bigint, bytea, text, text), agd.report_divergence(text, bigint, bytea, text), agd.anchor()
+  agd.record_publication(text, bigint, bytea, text, text), agd.record_timestamp(text, bigint, bytea, timestamptz),
+  agd.report_divergence(text, bigint, bytea, text), agd.anchor()
   TO agd_publisher;
 
 -- Fleets. Who may act is decided by the function: the platform for every tenant, a tenant for itself. What counts is the

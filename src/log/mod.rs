@@ -2,7 +2,8 @@
 //!
 //! [`record`] reads events back and makes their entries; [`storage`] keeps the logs' trees, and [`stored`] reads them;
 //! [`sequencer`] integrates what became visible; [`position`] finds an event's leaf, [`prove`] proves it; [`read`] serves
-//! entries, [`export`] with their images; [`verify`] recomputes everything.
+//! entries, [`export`] with their images; [`timestamp`] keeps what publishers tell of timestamps; [`verify`] recomputes
+//! everything.
 
 mod export;
 mod position;
@@ -12,4 +13,5 @@ pub mod record;
 pub mod sequencer;
 pub mod storage;
 pub mod stored;
+pub mod timestamp;
 pub mod verify;

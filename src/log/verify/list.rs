@@ -63,7 +63,7 @@ impl Verification {
         for origin in strangers {
             problems.add(format!("the platform log holds checkpoints of {origin}, and there is no such log"));
         }
-        for table in ["tile", "checkpoint", "publication"] {
+        for table in ["tile", "checkpoint", "publication", "timestamped"] {
             // From number to number through the index, not row by row.
             let rows = self.view.rows(&format!(
                 "WITH RECURSIVE n (log_id) AS (

@@ -16,7 +16,7 @@
 //! itself, but is held against the platform log from where all logs were verified together. Nobody else's word is taken for
 //! anything: a database under suspicion is verified from outside, `agd verify STORE`.
 //!
-//! Not verified, because nothing is committed to them: the times in agd.checkpoint and agd.publication.
+//! Not verified, because nothing is committed to them: the times in agd.checkpoint, agd.publication and agd.timestamped.
 #![allow(unsafe_code)] // is called by the function manager as it is
 
 mod complete;
