@@ -141,8 +141,8 @@ proptest! {
     /// No two different fleets share a vector.
     #[test]
     fn vectors_are_told_apart(
-        a in ("[a-z0-9]{1,3}", "[a-z0-9]{1,3}", 1u32..30, "[a-z@:0-9]{1,3}", 1u32..30),
-        b in ("[a-z0-9]{1,3}", "[a-z0-9]{1,3}", 1u32..30, "[a-z@:0-9]{1,3}", 1u32..30),
+        a in ("[a-z][a-z0-9]{0,2}", "[a-z][a-z0-9]{0,2}", 1u32..30, "[a-z@:0-9]{1,3}", 1u32..30),
+        b in ("[a-z][a-z0-9]{0,2}", "[a-z][a-z0-9]{0,2}", 1u32..30, "[a-z@:0-9]{1,3}", 1u32..30),
     ) {
         let vector = |(tenant, template, version, cause, generation): &(String, String, u32, String, u32)| {
             Vector::new(tenant, template, *version, cause, *generation).unwrap()
