@@ -91,6 +91,10 @@ impl Source for Synthetic {
         Ok(())
     }
 
+    fn record_timestamp(&mut self, _: &str, _: i64, _: &Hash, _: i64) -> Result<(), SourceError> {
+        Ok(())
+    }
+
     fn report_divergence(&mut self, origin: &str, _: &Receipt) -> Result<(), SourceError> {
         panic!("{origin} diverged")
     }

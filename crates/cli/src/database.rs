@@ -1,16 +1,18 @@
 //! The database, through libpq's protocol, as a member of `agd_publisher`.
 //!
-//! Owns the connection and the five statements the publisher needs. Every name in them is schema-qualified and the
+//! Owns the connection and the six statements the publisher needs. Every name in them is schema-qualified and the
 //! session's search_path is empty, so that nothing a schema owner plants is ever called. Statements are unnamed, so that
 //! a transaction pooler in between does no harm. It never reports the connection string.
 
 use std::time::Duration;
 
+use agd_core::Hash;
 use postgres::config::SslMode;
 use postgres::error::SqlState;
 use postgres::types::Type;
 use postgres::{Client, Config, NoTls};
 
+use crate::report::time;
 use crate::source::{Anchor, LogHead, Receipt, Source, SourceError};
 
 const CONNECT: &str = "connect to the database";
@@ -166,6 +168,18 @@ impl Source for Database {
                     (&notes, Type::TEXT_ARRAY),
                     (&published_to, Type::TEXT),
                 ],
+            )
+            .map(|_| ())
+            .map_err(|error| fail(WHAT, &error))
+    }
+
+    fn record_timestamp(&mut self, origin: &str, tree_size: i64, root: &Hash, at: i64) -> Result<(), SourceError> {
+        const WHAT: &str = "record the timestamp (agd.record_timestamp)";
+        let (root, at) = (root.as_slice(), time(at));
+        self.client
+            .query_typed(
+                "SELECT agd.record_timestamp($1, $2, $3, $4::pg_catalog.timestamptz)",
+                &[(&origin, Type::TEXT), (&tree_size, Type::INT8), (&root, Type::BYTEA), (&at, Type::TEXT)],
             )
             .map(|_| ())
             .map_err(|error| fail(WHAT, &error))

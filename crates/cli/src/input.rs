@@ -1,4 +1,4 @@
-//! Small files that commands are given: policies, proofs, entries.
+//! Small files that commands are given: policies, CA certificates, proofs, entries.
 //!
 //! Owns reading them. Promises that a file is named in every error, and that nothing longer than a file of its kind can be is
 //! ever taken into memory. Never opens a pipe or a device unless that is what was asked for.
@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+
+use agd_tsp::{Authorities, MAX_PEM_LEN};
 
 use crate::policy::{MAX_POLICY, Policy};
 
@@ -35,13 +37,27 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
 /// # Errors
 /// A sentence that names the file, and the line if it is the policy that is wrong.
 pub fn policy(path: &Path) -> Result<Policy, String> {
+    let bytes = regular(path, MAX_POLICY, "not a policy file")?;
+    Policy::parse(&bytes).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Reads the CA certificates that timestamp authorities lead to.
+///
+/// # Errors
+/// A sentence that names the file.
+pub fn authorities(path: &Path) -> Result<Authorities, String> {
+    let pem = regular(path, MAX_PEM_LEN as u64, "not a PEM file of CA certificates")?;
+    Authorities::from_pem(&pem).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// A regular file of a limited size: a pipe would block the open.
+fn regular(path: &Path, limit: u64, otherwise: &str) -> Result<Vec<u8>, String> {
     let named = |error: &dyn Display| format!("{}: {error}", path.display());
-    // A pipe would block the open.
     let metadata = std::fs::metadata(path).map_err(|error| named(&error))?;
-    if !metadata.is_file() || metadata.len() > MAX_POLICY {
-        return Err(named(&"not a policy file"));
+    if !metadata.is_file() || metadata.len() > limit {
+        return Err(named(&otherwise));
     }
-    Policy::parse(&read(path, MAX_POLICY)?).map_err(|error| named(&error))
+    read(path, limit)
 }
 
 /// Writes a new file, or standard output where no file is given.

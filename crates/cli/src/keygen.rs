@@ -7,8 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use crate::key::KeyError;
-use crate::key::LogKey;
+use crate::key::{KeyError, LogKey, WitnessKey};
 use crate::passphrase::Source;
 use crate::secret::SecretKey;
 
@@ -27,6 +26,9 @@ pub struct Arguments {
     /// A key that signs statements (agd sign), under this signer's name
     #[arg(long, value_name = "NAME", conflicts_with = "name")]
     signer: Option<String>,
+    /// A witness's key, which cosigns (agd publish --witness-key). The name is the witness's own, as witness.example.com/w1
+    #[arg(long, requires = "name", conflicts_with_all = ["tenant_key", "signer"])]
+    witness: bool,
     /// Encrypt the key file; the passphrase is asked for
     #[arg(long)]
     passphrase: bool,
@@ -45,6 +47,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<String, KeyError> {
     let of_log = !arguments.tenant_key && arguments.signer.is_none();
     let key = match arguments.name.as_deref().filter(|_| of_log) {
+        Some(name) if arguments.witness => WitnessKey::generate(name)?.into_secret(),
         Some(name) => LogKey::generate(name)?.into_secret(),
         None => SecretKey::generate(arguments.name.as_deref().or(arguments.signer.as_deref()))?,
     };

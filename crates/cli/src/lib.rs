@@ -23,12 +23,15 @@ pub mod secret;
 pub mod serve;
 pub mod sign;
 pub mod source;
+pub mod stamp;
 pub mod store;
 pub mod succession;
 pub mod tiles;
 pub mod token;
+pub mod tsa;
 pub mod verify;
 pub mod verify_proof;
+pub mod witness;
 
 /// Exit code: everything that was asked holds.
 pub const EXIT_OK: u8 = 0;

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use agd_cli::passphrase::Source;
-use agd_cli::serve::{self, Options, parse_interval};
+use agd_cli::serve::{self, Options, Stamps, parse_interval};
+use agd_cli::stamp::Mode;
 use agd_cli::store::{Reader, parse_location};
 use agd_cli::{
     EXIT_OK, EXIT_UNCHECKED, database, export, html, input, keygen, prove, report, sign, token, verify, verify_proof,
@@ -58,6 +59,24 @@ struct Publish {
     /// The passphrase of an encrypted key is the first line of this file (or pipe, or /dev/fd/N)
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
+    /// The key file that `agd keygen --witness` made: cosigns every checkpoint
+    #[arg(long, value_name = "FILE")]
+    witness_key: Option<PathBuf>,
+    /// The passphrase of an encrypted witness's key is the first line of this file (or pipe, or /dev/fd/N)
+    #[arg(long, value_name = "FILE", requires = "witness_key")]
+    witness_passphrase_file: Option<PathBuf>,
+    /// A timestamp authority (RFC 3161), http:// or https://; may be given more than once
+    #[arg(long, value_name = "URL", requires = "tsa_ca")]
+    tsa: Vec<String>,
+    /// PEM file of the CAs that the TSAs' certificates lead to: no reply is stored that was not checked
+    #[arg(long, value_name = "FILE", requires = "tsa")]
+    tsa_ca: Option<PathBuf>,
+    /// Whether publishing depends on timestamps: best-effort or required
+    #[arg(long, value_name = "MODE", default_value = "best-effort", value_parser = parse_mode, requires = "tsa")]
+    tsa_mode: Mode,
+    /// At most one timestamp of each TSA in this time; the newest checkpoint gets one in the end all the same
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_interval, requires = "tsa")]
+    tsa_interval: Duration,
     /// Do one round and exit
     #[arg(long)]
     once: bool,
@@ -80,6 +99,9 @@ struct Verify {
     /// A dump that `agd export` made: are its events the ones that were anchored?
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
+    /// PEM file of the CAs that timestamp authorities lead to; without it timestamps are not checked
+    #[arg(long, value_name = "FILE")]
+    tsa_ca: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -121,12 +143,24 @@ fn print(bytes: &[u8]) -> Result<u8, String> {
 
 fn run_publish(args: Publish) -> Result<u8, String> {
     let password = std::env::var("PGPASSWORD").ok();
+    let stamps = match &args.tsa_ca {
+        None => None,
+        Some(path) => Some(Stamps {
+            authorities: input::authorities(path)?,
+            tsas: args.tsa,
+            mode: args.tsa_mode,
+            interval: args.tsa_interval,
+        }),
+    };
     let options = Options {
         database: database::parse_config(&args.database, password).map_err(say)?,
         store: parse_location(&args.store).map_err(say)?,
         require_object_lock: args.require_object_lock,
         key: args.key,
         passphrase: Source::new(args.passphrase_file.as_deref()),
+        witness_key: args.witness_key,
+        witness_passphrase: Source::new(args.witness_passphrase_file.as_deref()),
+        stamps,
         once: args.once,
         interval: args.interval,
         json: args.json,
@@ -134,16 +168,25 @@ fn run_publish(args: Publish) -> Result<u8, String> {
     serve::run(&options).map_err(say)
 }
 
+fn parse_mode(text: &str) -> Result<Mode, String> {
+    match text {
+        "best-effort" => Ok(Mode::BestEffort),
+        "required" => Ok(Mode::Required),
+        _ => Err("the mode is best-effort or required".to_owned()),
+    }
+}
+
 fn run_verify(args: &Verify) -> Result<u8, String> {
     let reader = Reader::open(&parse_location(&args.store).map_err(say)?).map_err(say)?;
     let policy = args.policy.as_ref().map(|path| input::policy(path)).transpose()?;
+    let authorities = args.tsa_ca.as_ref().map(|path| input::authorities(path)).transpose()?;
     let (counter, total) = (AtomicU64::new(0), AtomicU64::new(0));
     let work = || {
         // Only for a person who watches: it costs a look at every log.
         if io::stderr().is_terminal() {
             total.store(verify::published_entries(&reader), Ordering::Relaxed);
         }
-        verify::run(&reader, policy.as_ref(), &counter)
+        verify::run_with(&reader, policy.as_ref(), authorities.as_ref(), &counter)
     };
     let mut result = report::with_progress_of(&counter, &total, "entry", work).map_err(say)?;
     if let Some(path) = &args.events {

@@ -19,7 +19,9 @@ const MAX_LEN: usize = 1024;
 #[non_exhaustive]
 pub enum PassphraseError {
     /// There is nobody to ask.
-    #[error("{0} is encrypted, and there is no terminal to ask for its passphrase: use --passphrase-file")]
+    #[error(
+        "{0} is encrypted, and there is no terminal to ask for its passphrase: give it in a file (--passphrase-file; of a witness's key, --witness-passphrase-file)"
+    )]
     NoTerminal(PathBuf),
     /// The file could not be read.
     #[error("{path}: {source}")]

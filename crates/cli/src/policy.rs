@@ -1,16 +1,16 @@
 //! Trust policies in the C2SP tlog-policy format.
 //!
 //! Owns the file's syntax: `log <vkey> [<url>]`, `witness <name> <vkey> [<url>]`, `group <name> all|any|<k> <name>…`,
-//! `quorum <name>|none`, comments and blank lines. Promises that a policy it accepts is enforced as a whole: a quorum of
-//! witnesses, which this version cannot check, is refused in words and never passed over.
+//! `quorum <name>|none`, comments and blank lines; and whether a note's cosignatures reach the quorum. Promises that a
+//! policy it accepts is enforced as a whole, and that no policy makes it recurse.
 //!
 //! One rule is ours: a `log` line for a platform log also covers its tenants' logs. They are signed with the same key,
 //! each under its own origin as the key's name, and the format allows a public key only once.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use agd_core::note::KeyType;
-use agd_core::{NoteError, VerifierKey};
+use agd_core::{NoteError, SignedNote, VerifierKey};
 use thiserror::Error;
 
 use crate::origin::speaks_for;
@@ -35,6 +35,20 @@ pub struct PolicyError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     logs: Vec<VerifierKey>,
+    witnesses: Vec<VerifierKey>,
+    /// Witnesses and groups, a group after its members.
+    voters: Vec<Voter>,
+    /// Which of the voters must agree; none: nobody has to.
+    quorum: Option<usize>,
+}
+
+/// Who can be a member of a group, or the quorum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Voter {
+    /// The witness of this number.
+    Witness(usize),
+    /// So many of these voters.
+    Group { threshold: usize, members: Vec<usize> },
 }
 
 impl Policy {
@@ -48,13 +62,52 @@ impl Policy {
             parser.line(line).map_err(|reason| PolicyError { line: number, reason })?;
         }
         let whole = |reason: &str| PolicyError { line: 0, reason: reason.to_owned() };
-        if !parser.quorum {
+        let Some(quorum) = parser.quorum else {
             return Err(whole("the policy has no quorum line"));
-        }
+        };
         if parser.logs.is_empty() {
             return Err(whole("the policy lists no log"));
         }
-        Ok(Self { logs: parser.logs })
+        if parser.logs.iter().any(|log| parser.witnesses.iter().any(|w| w.public_key() == log.public_key())) {
+            return Err(whole("a log's key is a witness's too: a log cannot be its own witness"));
+        }
+        Ok(Self { logs: parser.logs, witnesses: parser.witnesses, voters: parser.voters, quorum })
+    }
+
+    /// Whether it asks for witnesses at all.
+    pub fn has_quorum(&self) -> bool {
+        self.quorum.is_some()
+    }
+
+    /// Whether a note's cosignatures reach the quorum.
+    ///
+    /// # Errors
+    /// A sentence that says what is missing, or which witness's signature is false.
+    pub fn check_quorum(&self, note: &SignedNote) -> Result<(), String> {
+        let Some(quorum) = self.quorum else { return Ok(()) };
+        let cosigned = match note.verify(&self.witnesses) {
+            Ok(keys) => keys,
+            Err(NoteError::NoTrustedSignature) => Vec::new(),
+            Err(error) => return Err(error.to_string()),
+        };
+        // Members come before their groups: one pass decides all.
+        let mut agrees: Vec<bool> = Vec::with_capacity(self.voters.len());
+        for voter in &self.voters {
+            let yes = match voter {
+                Voter::Witness(number) => self.witnesses.get(*number).is_some_and(|key| cosigned.contains(&key)),
+                Voter::Group { threshold, members } => {
+                    let count = members.iter().filter(|member| agrees.get(**member) == Some(&true)).count();
+                    count >= *threshold
+                }
+            };
+            agrees.push(yes);
+        }
+        if agrees.get(quorum) == Some(&true) {
+            return Ok(());
+        }
+        let names: Vec<&str> = cosigned.iter().map(|key| key.name()).collect();
+        let who = if names.is_empty() { "no witness of the policy".to_owned() } else { names.join(", ") };
+        Err(format!("the quorum of witnesses is not reached: cosigned by {who}"))
     }
 
     /// The logs it lists.
@@ -76,10 +129,12 @@ impl Policy {
 #[derive(Default)]
 struct Parser<'a> {
     logs: Vec<VerifierKey>,
-    witnesses: Vec<[u8; 32]>,
-    names: HashSet<&'a [u8]>,
+    witnesses: Vec<VerifierKey>,
+    voters: Vec<Voter>,
+    /// Names of voters, with their numbers.
+    names: HashMap<&'a [u8], usize>,
     members: HashSet<&'a [u8]>,
-    quorum: bool,
+    quorum: Option<Option<usize>>,
 }
 
 impl<'a> Parser<'a> {
@@ -113,63 +168,61 @@ impl<'a> Parser<'a> {
     }
 
     fn witness(&mut self, name: &'a [u8], vkey: &[u8]) -> Result<(), String> {
-        let key = *parse_key(vkey, KeyType::CosignatureV1)?.public_key();
-        if self.witnesses.contains(&key) {
+        let key = parse_key(vkey, KeyType::CosignatureV1)?;
+        if self.witnesses.iter().any(|witness| witness.public_key() == key.public_key()) {
             return Err("this witness's public key is listed already".to_owned());
         }
+        if self.witnesses.iter().any(|witness| witness.name() == key.name() && witness.id() == key.id()) {
+            return Err("another witness has this key's name and id".to_owned());
+        }
         self.witnesses.push(key);
-        self.define(name)
+        self.define(name, Voter::Witness(self.witnesses.len() - 1))
     }
 
     fn group(&mut self, name: &'a [u8], threshold: &[u8], members: &[&'a [u8]]) -> Result<(), String> {
         let digits = std::str::from_utf8(threshold).unwrap_or_default();
         let plain = digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
-        let valid = match threshold {
-            b"all" | b"any" => !members.is_empty(),
-            _ => plain && digits.parse().is_ok_and(|k: usize| (1..=members.len()).contains(&k)),
+        let threshold = match threshold {
+            b"all" => Some(members.len()),
+            b"any" => Some(1),
+            _ => digits.parse().ok().filter(|_| plain),
         };
-        if !valid {
+        let Some(threshold) = threshold.filter(|threshold| (1..=members.len()).contains(threshold)) else {
             return Err("a group is all, any or a number of its members, and has members".to_owned());
-        }
+        };
+        let mut numbers = Vec::with_capacity(members.len());
         for member in members {
-            self.defined(member)?;
+            numbers.push(self.defined(member)?);
             if !self.members.insert(member) {
                 let member = String::from_utf8_lossy(member);
                 return Err(format!("{member:?} is a member already"));
             }
         }
-        self.define(name)
+        self.define(name, Voter::Group { threshold, members: numbers })
     }
 
     fn set_quorum(&mut self, name: &[u8]) -> Result<(), String> {
-        if self.quorum {
+        if self.quorum.is_some() {
             return Err("a second quorum line".to_owned());
         }
-        if name != b"none" {
-            self.defined(name)?;
-            return Err(format!(
-                "quorum {}: witnesses' cosignatures cannot be checked by this version, only `quorum none`",
-                String::from_utf8_lossy(name)
-            ));
-        }
-        self.quorum = true;
+        self.quorum = Some(if name == b"none" { None } else { Some(self.defined(name)?) });
         Ok(())
     }
 
-    fn defined(&self, name: &[u8]) -> Result<(), String> {
-        if self.names.contains(name) {
-            return Ok(());
-        }
-        let name = String::from_utf8_lossy(name);
-        Err(format!("{name:?} is not defined on a line before"))
+    fn defined(&self, name: &[u8]) -> Result<usize, String> {
+        self.names.get(name).copied().ok_or_else(|| {
+            let name = String::from_utf8_lossy(name);
+            format!("{name:?} is not defined on a line before")
+        })
     }
 
-    fn define(&mut self, name: &'a [u8]) -> Result<(), String> {
-        if name == b"none" || !self.names.insert(name) {
+    fn define(&mut self, name: &'a [u8], voter: Voter) -> Result<(), String> {
+        if name == b"none" || self.names.insert(name, self.voters.len()).is_some() {
             let name = String::from_utf8_lossy(name);
             return Err(format!("the name {name:?} is taken"));
         }
-        if self.names.len() > 2 * MAX_LINES {
+        self.voters.push(voter);
+        if self.voters.len() > 2 * MAX_LINES {
             return Err("too many witnesses and groups".to_owned());
         }
         Ok(())
@@ -193,7 +246,7 @@ fn parse_key(vkey: &[u8], needed: KeyType) -> Result<VerifierKey, String> {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use super::*;
-    use crate::key::LogKey;
+    use crate::key::{LogKey, WitnessKey};
     use proptest::prelude::*;
     use zeroize::Zeroizing;
 
@@ -202,9 +255,26 @@ mod tests {
         key.verifier().clone()
     }
 
+    fn witness_key(seed: u8) -> WitnessKey {
+        WitnessKey::from_seed("w", Zeroizing::new([seed; 32])).unwrap()
+    }
+
     fn witness(seed: u8) -> VerifierKey {
-        let public = *key(seed, "w").public_key();
-        VerifierKey::with_type("w", KeyType::CosignatureV1, &public).unwrap()
+        witness_key(seed).verifier().clone()
+    }
+
+    /// A note of log `a` cosigned by these witnesses.
+    fn note(witnesses: &[u8]) -> SignedNote {
+        let log = LogKey::from_seed("a", Zeroizing::new([1; 32])).unwrap();
+        let mut lines = vec![log.signer("a").unwrap().sign("text\n").unwrap()];
+        for seed in witnesses {
+            lines.push(witness_key(*seed).cosigner().unwrap().cosign("text\n", 1_700_000_000).unwrap());
+        }
+        SignedNote::new("text\n", lines).unwrap()
+    }
+
+    fn reached(policy: &str, witnesses: &[u8]) -> bool {
+        Policy::parse(policy.as_bytes()).unwrap().check_quorum(&note(witnesses)).is_ok()
     }
 
     fn fails(text: &str, line: usize, reason: &str) {
@@ -236,13 +306,47 @@ mod tests {
     }
 
     #[test]
-    fn a_quorum_of_witnesses_is_refused_in_words() {
-        let (a, w1, w2) = (key(1, "a"), witness(2), witness(3));
-        let text = format!("log {a}\nwitness X {w1}\nwitness Y {w2}\ngroup G 2 X Y\n");
-        assert!(Policy::parse(format!("{text}quorum none\n").as_bytes()).is_ok());
-        fails(&format!("{text}quorum G\n"), 5, "cannot be checked by this version");
-        fails(&format!("{text}quorum X\n"), 5, "cannot be checked by this version");
-        fails(&format!("{text}quorum Z\n"), 5, "not defined");
+    fn a_quorum_is_reached_or_it_is_not() {
+        let head = format!(
+            "log {}\nwitness X {}\nwitness Y {}\nwitness Z {}\n",
+            key(1, "a"),
+            witness(2),
+            witness(3),
+            witness(4)
+        );
+        let with = |tail: &str| format!("{head}{tail}\n");
+        assert!(reached(&with("quorum none"), &[]));
+        for (tail, yes, no) in [
+            ("quorum X", &[&[2][..], &[2, 3], &[3, 2]][..], &[&[][..], &[3], &[3, 4]][..]),
+            ("group G any X Y\nquorum G", &[&[2], &[3], &[2, 3]], &[&[], &[4]]),
+            ("group G all X Y\nquorum G", &[&[2, 3], &[4, 3, 2]], &[&[2], &[3], &[3, 4], &[2, 2]]),
+            ("group G 2 X Y Z\nquorum G", &[&[2, 3], &[3, 4], &[2, 4], &[2, 3, 4]], &[&[2], &[4], &[2, 2, 2], &[]]),
+            ("group G all X Y\ngroup H any G Z\nquorum H", &[&[4], &[2, 3]], &[&[2], &[3], &[]]),
+            ("group G any X Y\ngroup H 2 G Z\nquorum H", &[&[4, 2], &[3, 4]], &[&[4], &[2, 3]]),
+        ] {
+            yes.iter().for_each(|witnesses| assert!(reached(&with(tail), witnesses), "{tail} {witnesses:?}"));
+            no.iter().for_each(|witnesses| assert!(!reached(&with(tail), witnesses), "{tail} {witnesses:?}"));
+        }
+        // A false line of a witness that the quorum would not need.
+        let policy = Policy::parse(with("group G any X Y\nquorum G").as_bytes()).unwrap();
+        let mut lines = note(&[2]).signatures().to_vec();
+        lines.push(witness_key(3).cosigner().unwrap().cosign("other\n", 1_700_000_000).unwrap());
+        let error = policy.check_quorum(&SignedNote::new("text\n", lines).unwrap()).unwrap_err();
+        assert!(error.contains("is false"), "{error}");
+        assert!(policy.check_quorum(&note(&[])).unwrap_err().contains("no witness of the policy"));
+        fails(&format!("{head}quorum Q\n"), 5, "not defined");
+        fails(&format!("log {}\nwitness X {}\nquorum X\n", key(2, "a"), witness(2)), 0, "its own witness");
+    }
+
+    #[test]
+    fn a_long_chain_of_groups_is_no_deep_recursion() {
+        let mut text = format!("log {}\nwitness W0 {}\n", key(1, "a"), witness(2));
+        for n in 1..1_500 {
+            text.push_str(&format!("group W{n} all W{}\n", n - 1));
+        }
+        text.push_str("quorum W1499\n");
+        assert!(reached(&text, &[2]));
+        assert!(!reached(&text, &[3]));
     }
 
     #[test]

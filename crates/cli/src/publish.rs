@@ -17,17 +17,19 @@ use std::convert::Infallible;
 use agd_core::bundle::MAX_ENTRY_LEN;
 use agd_core::note::MAX_NOTE_LEN;
 use agd_core::{
-    Checkpoint, FullTile, Hash, Incarnation, SignedNote, SigningKey, TILE_WIDTH, TiledTree, bundle, entry, leaf_hash,
-    name,
+    Checkpoint, FullTile, Hash, Incarnation, NoteError, SignedNote, SigningKey, TILE_WIDTH, TiledTree, bundle, entry,
+    leaf_hash, name,
 };
 use thiserror::Error;
 
 use crate::key::LogKey;
 use crate::origin::{Kind, speaks_for};
 use crate::source::{Anchor, LogHead, Receipt, Source, SourceError};
-use crate::store::{self, Reader, StoreError, Writer};
+use crate::stamp::{Stamped, Stamper};
+use crate::store::{self, StoreError, Writer};
 use crate::succession::{self, Succession};
 use crate::tiles::{self, Piece, TileError};
+use crate::witness::Witness;
 use crate::{EXIT_FALSE, EXIT_OK, EXIT_UNCHECKED};
 
 /// Entries asked for in one statement, and the most that are held in memory: 64 full tiles.
@@ -143,6 +145,9 @@ pub enum Failure {
     /// The key could not sign.
     #[error("the key: {0}")]
     Key(String),
+    /// A timestamp that is required and due could not be had.
+    #[error("the timestamp: {0}")]
+    Timestamp(String),
 }
 
 /// One log that got new checkpoints.
@@ -171,6 +176,10 @@ pub struct Round {
     pub refusals: Vec<Refusal>,
     /// What could not be done, with the log where it concerns one.
     pub failures: Vec<(Option<String>, Failure)>,
+    /// Timestamps that are in the store now.
+    pub stamped: Vec<Stamped>,
+    /// What could not be done and need not be, with the log.
+    pub warnings: Vec<(String, String)>,
     /// Logs the database has.
     pub logs: usize,
 }
@@ -233,9 +242,12 @@ fn malformed(origin: &str, reason: String) -> LogError {
 }
 
 /// A published checkpoint, as it lies in the store.
+#[derive(Clone)]
 struct Stored {
     checkpoint: Checkpoint,
     note: String,
+    /// When the witness cosigned it, in seconds; 0: not.
+    cosigned_at: u64,
 }
 
 /// The published state of a log.
@@ -246,14 +258,16 @@ struct State {
     /// The entries of the last, unfinished bundle.
     open_entries: Vec<Vec<u8>>,
     /// Checkpoints that were signed just before a crash: they bind us although `checkpoint` does not show them yet.
-    signed_ahead: BTreeMap<u64, Hash>,
+    signed_ahead: BTreeMap<u64, Stored>,
+    /// The time of the witness's last cosignature for this log, in seconds.
+    cosigned_at: u64,
 }
 
 impl State {
     /// The largest size we have ever signed, and its root.
     fn bound(&self) -> (u64, Hash) {
         match self.signed_ahead.last_key_value() {
-            Some((size, root)) => (*size, *root),
+            Some((size, stored)) => (*size, stored.checkpoint.root),
             None => (self.tree.size(), self.tree.root()),
         }
     }
@@ -267,12 +281,65 @@ pub struct Publisher {
     published_to: String,
     /// Logs whose state in the store was checked by this process, with the size it left them at.
     known: HashMap<String, u64>,
+    witness: Option<Witness>,
+    stamper: Option<Stamper>,
+    /// The platform log that was published last.
+    platform: Option<String>,
+    /// Receipts of the platform log that wait for a timestamp, by size.
+    withheld: BTreeMap<i64, Receipt>,
 }
+
+/// The most receipts that are kept waiting; beyond, the anchors are compared with the store again when it is time.
+const MAX_WITHHELD: usize = 10_000;
 
 impl Publisher {
     /// A publisher for an opened store. `published_to` is what the database is told about where the logs went.
     pub fn new(store: Writer, key: LogKey, published_to: String) -> Self {
-        Self { store, key, published_to, known: HashMap::new() }
+        Self {
+            store,
+            key,
+            published_to,
+            known: HashMap::new(),
+            witness: None,
+            stamper: None,
+            platform: None,
+            withheld: BTreeMap::new(),
+        }
+    }
+
+    /// Has every checkpoint cosigned by this witness.
+    #[must_use]
+    pub fn with_witness(mut self, witness: Witness) -> Self {
+        self.witness = Some(witness);
+        self
+    }
+
+    /// Has the platform log's checkpoints timestamped.
+    #[must_use]
+    pub fn with_stamper(mut self, stamper: Stamper) -> Self {
+        self.stamper = Some(stamper);
+        self
+    }
+
+    /// Gets the timestamps that are due for the newest platform checkpoint; with `last`, whenever the last ones were got. It
+    /// is called after a round, so that no log waits for a TSA. What was withheld until a timestamp was there is told then.
+    pub fn stamp(&mut self, source: &mut dyn Source, last: bool, round: &mut Round) {
+        let Some(stamper) = &mut self.stamper else { return };
+        let Some(origin) = self.platform.clone() else { return };
+        let Some(size) = self.known.get(&origin).copied() else { return };
+        stamper.run(&mut self.store, source, &origin, size, last, round);
+        let covered = stamper.covered(&origin).and_then(|size| i64::try_from(size).ok());
+        let Some(covered) = covered.filter(|_| !self.withheld.is_empty()) else { return };
+        let overflown = self.withheld.len() >= MAX_WITHHELD;
+        let later = self.withheld.split_off(&covered.saturating_add(1));
+        let ready: Vec<Receipt> = std::mem::replace(&mut self.withheld, later).into_values().collect();
+        if let Err(LogError::Failed(failure)) = self.record(source, &origin, ready) {
+            round.failures.push((Some(origin.clone()), failure));
+            self.known.remove(&origin);
+        } else if overflown {
+            // Some were not kept: the next round looks at every anchor again.
+            self.known.remove(&origin);
+        }
     }
 
     /// Does one round over every log. Errors of one log are reported in the round and do not hold up the others; but
@@ -297,7 +364,12 @@ impl Publisher {
                 break;
             }
             match self.publish_log(source, head, progress) {
-                Ok(published) => round.published.extend(published),
+                Ok(published) => {
+                    round.published.extend(published);
+                    if head.tenant.is_none() {
+                        self.platform_is(&head.origin);
+                    }
+                }
                 Err(error) => {
                     self.known.remove(&head.origin);
                     // What this log had under way is no other log's matter.
@@ -337,11 +409,19 @@ impl Publisher {
         round
     }
 
+    /// The platform log of the newest incarnation: what waits for a timestamp of another one waits no more.
+    fn platform_is(&mut self, origin: &str) {
+        if self.platform.as_deref() != Some(origin) {
+            self.platform = Some(origin.to_owned());
+            self.withheld.clear();
+        }
+    }
+
     /// Tells the database what the newest checkpoint of a log is, however far its publication came.
     fn report(&self, source: &mut dyn Source, origin: &str) -> Result<(), Failure> {
         let signer = self.key.signer(origin).map_err(|error| Failure::Key(error.to_string()))?;
         match self.newest_stored(origin, &signer) {
-            Ok(Some(Stored { checkpoint, note })) => {
+            Ok(Some(Stored { checkpoint, note, .. })) => {
                 let tree_size = i64::try_from(checkpoint.size).unwrap_or(i64::MAX);
                 Ok(source.report_divergence(origin, &Receipt { tree_size, root: checkpoint.root, note })?)
             }
@@ -427,11 +507,11 @@ impl Publisher {
                 break;
             }
             let objects = append(source, origin, &mut state, &batch, end)?;
-            let receipts = self.write(origin, &signer, &objects, &batch)?;
+            let receipts = self.write(origin, &signer, &objects, &batch, &mut state)?;
             state.published = true;
             state.signed_ahead.clear();
             anchors += batch.len() as u64;
-            self.record(source, origin, &receipts)?;
+            self.record(source, origin, receipts)?;
             progress(Progress { origin, size: end, target: newest });
         }
         let to = state.tree.size();
@@ -499,10 +579,10 @@ impl Publisher {
     /// Takes up the published state from the store: never from the database.
     fn load_state(&self, origin: &str, signer: &SigningKey) -> Result<State, LogError> {
         let reader = self.store.reader();
-        let stored = read_checkpoint(reader, origin, &store::newest_path(origin), signer)?;
+        let stored = self.read_checkpoint(origin, &store::newest_path(origin), signer)?;
         let tree = match &stored {
             None => TiledTree::new(),
-            Some(Stored { checkpoint, note }) => {
+            Some(Stored { checkpoint, note, .. }) => {
                 let path = store::checkpoint_path(origin, checkpoint.size);
                 let limit = MAX_NOTE_LEN as u64;
                 let immutable = reader.read(&path, limit);
@@ -543,16 +623,18 @@ impl Publisher {
         for listed in names {
             if let Some(size) = store::parse_checkpoint_name(&listed.name) {
                 let stored = self.stored_at(origin, size, signer)?;
-                signed_ahead.extend(stored.map(|stored| (size, stored.checkpoint.root)));
+                signed_ahead.extend(stored.map(|stored| (size, stored)));
             }
         }
-        Ok(State { published: stored.is_some(), tree, open_entries, signed_ahead })
+        let cosigned = stored.iter().chain(signed_ahead.values()).map(|stored| stored.cosigned_at);
+        let cosigned_at = cosigned.max().unwrap_or_default();
+        Ok(State { published: stored.is_some(), tree, open_entries, signed_ahead, cosigned_at })
     }
 
     /// What was published at a size: its immutable checkpoint.
     fn stored_at(&self, origin: &str, size: u64, signer: &SigningKey) -> Result<Option<Stored>, LogError> {
         let path = store::checkpoint_path(origin, size);
-        let stored = read_checkpoint(self.store.reader(), origin, &path, signer)?;
+        let stored = self.read_checkpoint(origin, &path, signer)?;
         match stored {
             Some(stored) if stored.checkpoint.size != size => {
                 let reason = format!("{path} is for size {}", stored.checkpoint.size);
@@ -611,7 +693,8 @@ impl Publisher {
                 Some(note) => note,
                 None => {
                     signed += 1;
-                    self.put_checkpoint(origin, signer, &anchor)?
+                    // A larger one is cosigned already: the witness could not say that this is the largest.
+                    self.put_checkpoint(origin, signer, &anchor, None)?
                 }
             };
             if unrecorded {
@@ -619,7 +702,7 @@ impl Publisher {
             }
         }
         self.sync(origin)?;
-        self.record(source, origin, &receipts)?;
+        self.record(source, origin, receipts)?;
         Ok(signed)
     }
 
@@ -630,6 +713,7 @@ impl Publisher {
         signer: &SigningKey,
         objects: &[(String, Vec<u8>)],
         batch: &[ValidAnchor],
+        state: &mut State,
     ) -> Result<Vec<Receipt>, LogError> {
         for (path, bytes) in objects {
             self.store.put(path, bytes).map_err(|error| store_error(origin, error.into()))?;
@@ -637,7 +721,16 @@ impl Publisher {
         self.sync(origin)?;
         let mut receipts = Vec::with_capacity(batch.len());
         for anchor in batch {
-            receipts.push(anchor.receipt(self.put_checkpoint(origin, signer, anchor)?));
+            let note = match state.signed_ahead.get(&anchor.tree_size) {
+                // Signed before a crash, and compared by now: a cosignature made anew would have another time.
+                Some(stored) => self.put_again(origin, anchor.tree_size, &stored.note)?,
+                None => {
+                    let largest = state.signed_ahead.last_key_value().is_none_or(|(size, _)| *size < anchor.tree_size);
+                    let cosigned_at = largest.then_some(&mut state.cosigned_at);
+                    self.put_checkpoint(origin, signer, anchor, cosigned_at)?
+                }
+            };
+            receipts.push(anchor.receipt(note));
         }
         self.sync(origin)?;
         let newest = receipts.last().map(|receipt| receipt.note.as_bytes()).unwrap_or_default();
@@ -646,14 +739,30 @@ impl Publisher {
         Ok(receipts)
     }
 
-    /// Signs an anchor and writes its immutable checkpoint. Ed25519 is deterministic: signing again gives the same bytes.
-    fn put_checkpoint(&mut self, origin: &str, signer: &SigningKey, anchor: &ValidAnchor) -> Result<String, LogError> {
-        let note = SignedNote::sign(&anchor.text, signer)
-            .map_err(|error| LogError::Failed(Failure::Key(error.to_string())))?;
-        let note = note.to_string();
-        let path = store::checkpoint_path(origin, anchor.tree_size);
+    /// Signs an anchor and writes its immutable checkpoint, cosigned unless `cosigned_at`, the time of the witness's last
+    /// cosignature, is missing.
+    fn put_checkpoint(
+        &mut self,
+        origin: &str,
+        signer: &SigningKey,
+        anchor: &ValidAnchor,
+        cosigned_at: Option<&mut u64>,
+    ) -> Result<String, LogError> {
+        let failed = |error: NoteError| LogError::Failed(Failure::Key(error.to_string()));
+        let mut lines = vec![signer.sign(&anchor.text).map_err(failed)?];
+        if let (Some(witness), Some(last)) = (&self.witness, cosigned_at) {
+            let line = witness.cosign(&anchor.text, *last).map_err(failed)?;
+            *last = line.cosignature_time().unwrap_or(*last);
+            lines.push(line);
+        }
+        let note = SignedNote::new(&anchor.text, lines).map_err(failed)?.to_string();
+        self.put_again(origin, anchor.tree_size, &note)
+    }
+
+    fn put_again(&mut self, origin: &str, size: u64, note: &str) -> Result<String, LogError> {
+        let path = store::checkpoint_path(origin, size);
         self.store.put(&path, note.as_bytes()).map_err(|error| store_error(origin, error.into()))?;
-        Ok(note)
+        Ok(note.to_owned())
     }
 
     /// Everything that was put is durable after this, or this log is not gone on with.
@@ -661,29 +770,47 @@ impl Publisher {
         self.store.sync().map_err(|error| store_error(origin, error.into()))
     }
 
-    fn record(&self, source: &mut dyn Source, origin: &str, receipts: &[Receipt]) -> Result<(), LogError> {
+    /// Tells the database what is in the store. Where timestamps are required, what none covers yet is told later.
+    fn record(&mut self, source: &mut dyn Source, origin: &str, receipts: Vec<Receipt>) -> Result<(), LogError> {
+        let mut receipts = receipts;
+        let required = self.stamper.as_ref().filter(|stamper| stamper.is_required());
+        if let Some(stamper) = required
+            && Kind::of(origin) == Some(Kind::Platform)
+        {
+            let covered = stamper.covered(origin).and_then(|size| i64::try_from(size).ok()).unwrap_or(-1);
+            let (now, later): (Vec<_>, Vec<_>) = receipts.into_iter().partition(|receipt| receipt.tree_size <= covered);
+            receipts = now;
+            self.platform_is(origin);
+            let room = MAX_WITHHELD.saturating_sub(self.withheld.len());
+            self.withheld.extend(later.into_iter().take(room).map(|receipt| (receipt.tree_size, receipt)));
+        }
         for receipts in receipts.chunks(ANCHOR_PAGE as usize) {
             source.record_publication(origin, receipts, &self.published_to)?;
         }
         Ok(())
     }
-}
 
-/// Reads a checkpoint that this key must have signed.
-fn read_checkpoint(reader: &Reader, origin: &str, path: &str, signer: &SigningKey) -> Result<Option<Stored>, LogError> {
-    let bytes = reader.read(path, MAX_NOTE_LEN as u64);
-    let Some(bytes) = bytes.map_err(|error| store_error(origin, error.into()))? else {
-        return Ok(None);
-    };
-    let wrong = |reason: String| refused_store(origin, format!("{path}: {reason}"));
-    let note = SignedNote::parse(&bytes).map_err(|error| wrong(error.to_string()))?;
-    note.verify(std::slice::from_ref(signer.verifier_key()))
-        .map_err(|error| wrong(format!("{error}, with the key that was given")))?;
-    let checkpoint = Checkpoint::parse(note.text()).map_err(|error| wrong(error.to_string()))?;
-    if checkpoint.origin != origin {
-        return Err(wrong(format!("it is of {}", checkpoint.origin)));
+    /// Reads a checkpoint that this key must have signed; a line of the witness must hold too.
+    fn read_checkpoint(&self, origin: &str, path: &str, signer: &SigningKey) -> Result<Option<Stored>, LogError> {
+        let bytes = self.store.reader().read(path, MAX_NOTE_LEN as u64);
+        let Some(bytes) = bytes.map_err(|error| store_error(origin, error.into()))? else {
+            return Ok(None);
+        };
+        let wrong = |reason: String| refused_store(origin, format!("{path}: {reason}"));
+        let unsigned = |error: NoteError| wrong(format!("{error}, with the key that was given"));
+        let note = SignedNote::parse(&bytes).map_err(|error| wrong(error.to_string()))?;
+        note.verify(std::slice::from_ref(signer.verifier_key())).map_err(unsigned)?;
+        let mut cosigned_at = 0;
+        if let Some(witness) = &self.witness {
+            note.verify(&[signer.verifier_key().clone(), witness.verifier().clone()]).map_err(unsigned)?;
+            cosigned_at = witness.time_of(&note);
+        }
+        let checkpoint = Checkpoint::parse(note.text()).map_err(|error| wrong(error.to_string()))?;
+        if checkpoint.origin != origin {
+            return Err(wrong(format!("it is of {}", checkpoint.origin)));
+        }
+        Ok(Some(Stored { checkpoint, note: note.to_string(), cosigned_at }))
     }
-    Ok(Some(Stored { checkpoint, note: note.to_string() }))
 }
 
 /// An anchor whose shape was checked, with the checkpoint text that will be signed.
@@ -773,7 +900,7 @@ fn append(
     let start = state.tree.size();
     let mut expected: BTreeMap<u64, Vec<Hash>> = BTreeMap::new();
     let anchors = batch.iter().map(|anchor| (anchor.tree_size, anchor.root));
-    let ahead = state.signed_ahead.iter().map(|(size, root)| (*size, *root));
+    let ahead = state.signed_ahead.iter().map(|(size, stored)| (*size, stored.checkpoint.root));
     for (size, root) in anchors.chain(ahead) {
         expected.entry(size).or_default().push(root);
     }

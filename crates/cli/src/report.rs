@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::publish::{Failure, Published, Refusal, Round, hex};
+use crate::stamp::Stamped;
 use crate::verify::events::EventsReport;
 use crate::verify::findings::{Finding, Findings};
 use crate::verify::{LogReport, Report};
@@ -121,15 +122,31 @@ impl PublishOutput {
         writeln!(out, "REFUSED {}", plain(&refusal.to_string()))
     }
 
-    /// Something that is done, but not as well as it could be.
+    /// A checkpoint that got a timestamp.
     ///
     /// # Errors
     /// What the stream says.
-    pub fn warning(self, out: &mut dyn Write, text: &str) -> io::Result<()> {
+    pub fn stamped(self, out: &mut dyn Write, stamped: &Stamped) -> io::Result<()> {
+        let Stamped { origin, size, file, tsa, at } = stamped;
         if self.json {
-            return writeln!(out, "{}", json!({ "event": "warning", "message": text }));
+            let line = json!({
+                "event": "timestamped", "origin": origin, "size": size, "file": file, "tsa": tsa, "at": time(*at),
+            });
+            return writeln!(out, "{line}");
         }
-        writeln!(out, "warning: {}", plain(text))
+        writeln!(out, "{origin}: {} timestamped {} by {}", grouped(*size), time(*at), plain(tsa))
+    }
+
+    /// Something that is done, but not as well as it could be, with the log where it concerns one.
+    ///
+    /// # Errors
+    /// What the stream says.
+    pub fn warning(self, out: &mut dyn Write, origin: Option<&str>, text: &str) -> io::Result<()> {
+        if self.json {
+            return writeln!(out, "{}", json!({ "event": "warning", "origin": origin, "message": text }));
+        }
+        let place = origin.map(|origin| format!(" {origin}")).unwrap_or_default();
+        writeln!(out, "{}", plain(&format!("warning{place}: {text}")))
     }
 
     /// Something that could not be done.
@@ -154,6 +171,7 @@ impl PublishOutput {
             let line = json!({
                 "event": "end", "logs": round.logs, "published": round.published.len(),
                 "refused": round.refusals.len(), "failed": round.failures.len(),
+                "timestamped": round.stamped.len(), "warnings": round.warnings.len(),
                 "exit_code": round.exit_code(),
             });
             return writeln!(out, "{line}");
@@ -283,7 +301,12 @@ fn log_text(text: &mut String, log: &LogReport, with_policy: bool) {
     } else {
         format!("{} signed by a key of the policy", grouped(result.signed))
     };
-    row("checkpoints", &format!("{:<11}  {signatures}", grouped(count)));
+    let cosigned = match result.cosigned {
+        None => String::new(),
+        Some(n) if n == count => ", and cosigned by its quorum".to_owned(),
+        Some(n) => format!(", {} cosigned by its quorum", grouped(n)),
+    };
+    row("checkpoints", &format!("{:<11}  {signatures}{cosigned}", grouped(count)));
     if let Some(root) = &result.root {
         row("root", &format!("{} at size {}", hex(root), grouped(result.size)));
     }
@@ -294,6 +317,13 @@ fn log_text(text: &mut String, log: &LogReport, with_policy: bool) {
         };
         let (size, index) = (grouped(coverage.size), grouped(coverage.index));
         row("covered", &format!("{size:<11}  by entry {index} of the platform log{newer}"));
+    }
+    if let Some(stamps) = &log.timestamps {
+        let newest = match stamps.newest() {
+            None => String::new(),
+            Some(held) => format!("newest {} of size {}", time(held.at), grouped(held.size)),
+        };
+        row("timestamps", &format!("{:<11}  {newest}", grouped(stamps.held.len() as u64)));
     }
     result.notes.iter().for_each(|note| row("note", note));
     result.unchecked.iter().for_each(|what| row("not checked", what));
@@ -430,6 +460,10 @@ fn log_json(log: &LogReport) -> Value {
         .coverage
         .as_ref()
         .map(|coverage| json!({ "size": coverage.size, "index": coverage.index, "newer": coverage.newer }));
+    let timestamps = log.timestamps.as_ref().map(|stamps| {
+        let newest = stamps.newest().map(|held| json!({ "at": time(held.at), "size": held.size }));
+        json!({ "count": stamps.held.len(), "newest": newest })
+    });
     json!({
         "origin": log.origin,
         "tenant": log.tenant,
@@ -440,6 +474,8 @@ fn log_json(log: &LogReport) -> Value {
         "last_at": result.times.map(|(_, last)| time(last)),
         "checkpoints": result.published.len(),
         "signed": result.signed,
+        "cosigned": result.cosigned,
+        "timestamps": timestamps,
         "covered": coverage,
         "finding_count": result.findings.count(),
         "findings": findings_json(&result.findings),

@@ -1,9 +1,10 @@
 //! Secret keys and their files.
 //!
 //! Owns two formats. In plain: the private key line of Go's note package, `PRIVATE+KEY+<name>+<key id>+<base64>`, where the
-//! base64 holds the type byte 0x01 and the 32-byte Ed25519 seed. Under a passphrase: a line with the public key, then PKCS#8
-//! in PEM, encrypted with AES-256 under scrypt, which openssl reads too. Promises that a file others can read is refused,
-//! that a file is never overwritten, and that the secret is wiped from memory and never printed.
+//! base64 holds the type byte (0x04 for a witness's key, 0x01 for every other) and the 32-byte Ed25519 seed. Under a passphrase:
+//! a line with the public key, then PKCS#8 in PEM, encrypted with AES-256 under scrypt, which openssl reads too. Promises that a
+//! file others can read is refused, that a file is never overwritten, that a witness's key is taken for no other and no other
+//! for a witness's, and that the secret is wiped from memory and never printed.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -11,7 +12,8 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use agd_core::name::NameError;
-use agd_core::{NoteError, SigningKey, VerifierKey};
+use agd_core::note::KeyType;
+use agd_core::{CosigningKey, NoteError, SigningKey, VerifierKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use pkcs8::pkcs5::{pbes2, scrypt};
@@ -33,9 +35,6 @@ const ENCRYPTED: &str = "agd-key ";
 
 /// The PEM label of an encrypted key.
 const LABEL: &str = "ENCRYPTED PRIVATE KEY";
-
-/// The type byte of an Ed25519 key (signed-note).
-const ED25519: u8 = 0x01;
 
 /// Ed25519's object identifier (RFC 8410).
 const ED25519_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
@@ -115,7 +114,7 @@ pub(crate) fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, KeyError> {
     Ok(bytes)
 }
 
-/// An Ed25519 key with a name: a log's origin, a signer's name, or the id of a tenant's key.
+/// An Ed25519 key with a name: a log's origin, a signer's or a witness's name, or the id of a tenant's key.
 pub struct SecretKey {
     seed: Zeroizing<[u8; 32]>,
     public: VerifierKey,
@@ -134,12 +133,16 @@ impl SecretKey {
     /// # Errors
     /// [`KeyError::Note`], [`KeyError::Randomness`].
     pub fn generate(name: Option<&str>) -> Result<Self, KeyError> {
+        Self::generate_as(KeyType::Ed25519, name)
+    }
+
+    pub(crate) fn generate_as(role: KeyType, name: Option<&str>) -> Result<Self, KeyError> {
         let seed = random()?;
         match name {
-            Some(name) => Self::from_seed(name, seed),
+            Some(name) => Self::from_seed_as(role, name, seed),
             None => {
-                let public = *Self::from_seed("x", seed.clone())?.public.public_key();
-                Self::from_seed(&hex::encode(&Sha256::digest(public)[..8]), seed)
+                let public = *Self::from_seed_as(role, "x", seed.clone())?.public.public_key();
+                Self::from_seed_as(role, &hex::encode(&Sha256::digest(public)[..8]), seed)
             }
         }
     }
@@ -149,7 +152,15 @@ impl SecretKey {
     /// # Errors
     /// [`KeyError::Note`].
     pub fn from_seed(name: &str, seed: Zeroizing<[u8; 32]>) -> Result<Self, KeyError> {
-        let public = Self::signing(name, &seed)?.verifier_key().clone();
+        Self::from_seed_as(KeyType::Ed25519, name, seed)
+    }
+
+    pub(crate) fn from_seed_as(role: KeyType, name: &str, seed: Zeroizing<[u8; 32]>) -> Result<Self, KeyError> {
+        let public = match role {
+            KeyType::Ed25519 => SigningKey::from_seed(name, &seed).map(|key| key.verifier_key().clone()),
+            KeyType::CosignatureV1 => CosigningKey::from_seed(name, &seed).map(|key| key.verifier_key().clone()),
+        };
+        let public = public.map_err(|source| KeyError::Note { name: name.to_owned(), source })?;
         Ok(Self { seed, public })
     }
 
@@ -204,12 +215,16 @@ impl SecretKey {
         })
     }
 
-    /// Reads a key file, asking for the passphrase if it is encrypted.
+    /// Reads a key file, asking for the passphrase if it is encrypted. A witness's key is refused.
     ///
     /// # Errors
     /// [`KeyError::Io`], [`KeyError::Permissions`], [`KeyError::Format`], [`KeyError::Note`], [`KeyError::Passphrase`],
     /// [`KeyError::WrongPassphrase`].
     pub fn load(path: &Path, passphrase: &Source) -> Result<Self, KeyError> {
+        Self::load_as(KeyType::Ed25519, path, passphrase)
+    }
+
+    pub(crate) fn load_as(role: KeyType, path: &Path, passphrase: &Source) -> Result<Self, KeyError> {
         let io = |source| KeyError::Io { path: path.to_owned(), source };
         let format = |reason: &str| KeyError::Format { path: path.to_owned(), reason: reason.to_owned() };
         // A named pipe would block the open; a link to a file is fine.
@@ -229,10 +244,9 @@ impl SecretKey {
         }
         let text = std::str::from_utf8(&text).map_err(|_| format("not text"))?;
         let read = match text.strip_prefix(ENCRYPTED) {
-            None => Self::parse_line(text),
-            Some(rest) => {
-                Encrypted::parse(rest).and_then(|key| key.open(&passphrase.get(path).map_err(LineError::Passphrase)?))
-            }
+            None => Self::parse_line(text, role),
+            Some(rest) => Encrypted::parse(rest, role)
+                .and_then(|key| key.open(&passphrase.get(path).map_err(LineError::Passphrase)?)),
         };
         read.map_err(|error| match error {
             LineError::Name(error) => error,
@@ -242,7 +256,7 @@ impl SecretKey {
         })
     }
 
-    pub(crate) fn parse_line(text: &str) -> Result<Self, LineError> {
+    pub(crate) fn parse_line(text: &str, role: KeyType) -> Result<Self, LineError> {
         let line = text.strip_suffix('\n').unwrap_or(text);
         let rest = line.strip_prefix(PREFIX);
         let rest = rest.ok_or(LineError::Format("it begins with neither PRIVATE+KEY+ nor agd-key"))?;
@@ -252,10 +266,12 @@ impl SecretKey {
         };
         let secret = STANDARD.decode(secret);
         let secret = Zeroizing::new(secret.map_err(|_| LineError::Format("not base64"))?);
-        let Some((&ED25519, seed)) = secret.split_first() else {
-            return Err(LineError::Format("not an Ed25519 key"));
+        let seed = match secret.split_first() {
+            Some((first, seed)) if *first == role as u8 => seed,
+            Some((first, _)) => return Err(other_role(*first, role)),
+            None => return Err(LineError::Format("not an Ed25519 key")),
         };
-        let key = Self::from_seed(name, seed_of(seed)?).map_err(LineError::Name)?;
+        let key = Self::from_seed_as(role, name, seed_of(seed)?).map_err(LineError::Name)?;
         if format!("{:08x}", key.public.id()) != id {
             return Err(LineError::Format("the key id is not the one of this name and key"));
         }
@@ -263,7 +279,7 @@ impl SecretKey {
     }
 
     pub(crate) fn line(&self) -> Zeroizing<String> {
-        let mut secret = Zeroizing::new([ED25519; 33]);
+        let mut secret = Zeroizing::new([self.public.key_type() as u8; 33]);
         secret[1..].copy_from_slice(self.seed.as_slice());
         let secret = Zeroizing::new(STANDARD.encode(secret.as_slice()));
         let (name, id) = (self.name(), self.public.id());
@@ -295,9 +311,12 @@ struct Encrypted {
 }
 
 impl Encrypted {
-    fn parse(text: &str) -> Result<Self, LineError> {
+    fn parse(text: &str, role: KeyType) -> Result<Self, LineError> {
         let (public, pem) = text.split_once('\n').ok_or(LineError::Format("there is nothing behind the first line"))?;
         let public = VerifierKey::parse(public).map_err(|_| LineError::Format("its first line is no verifier key"))?;
+        if public.key_type() != role {
+            return Err(other_role(public.key_type() as u8, role));
+        }
         match SecretDocument::from_pem(pem) {
             Ok((LABEL, document)) => Ok(Self { public, document }),
             _ => Err(LineError::Format("it is no encrypted private key in PEM")),
@@ -313,12 +332,22 @@ impl Encrypted {
         let seed = info.private_key.as_bytes().strip_prefix(&[0x04, 0x20]);
         let seed = seed.filter(|_| info.algorithm.oid == ED25519_OID);
         let seed = seed.ok_or(LineError::Format("not an Ed25519 key"))?;
-        let key = SecretKey::from_seed(self.public.name(), seed_of(seed)?).map_err(LineError::Name)?;
+        let role = self.public.key_type();
+        let key = SecretKey::from_seed_as(role, self.public.name(), seed_of(seed)?).map_err(LineError::Name)?;
         if key.public != self.public {
             return Err(LineError::Format("its first line is another key's"));
         }
         Ok(key)
     }
+}
+
+/// What a key of another type is called.
+fn other_role(found: u8, wanted: KeyType) -> LineError {
+    LineError::Format(match (found, wanted) {
+        (0x01, KeyType::CosignatureV1) => "it is a log's key, not a witness's",
+        (0x04, KeyType::Ed25519) => "it is a witness's key, not a log's",
+        _ => "not an Ed25519 key",
+    })
 }
 
 fn seed_of(bytes: &[u8]) -> Result<Zeroizing<[u8; 32]>, LineError> {
@@ -447,10 +476,12 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_text_is_no_key_and_no_panic(text in "\\PC*") {
-            prop_assert!(SecretKey::parse_line(&text).is_err());
-            let prefixed = format!("{PREFIX}{text}");
-            prop_assert!(SecretKey::parse_line(&prefixed).is_err());
-            prop_assert!(Encrypted::parse(&text).is_err());
+            for role in [KeyType::Ed25519, KeyType::CosignatureV1] {
+                prop_assert!(SecretKey::parse_line(&text, role).is_err());
+                let prefixed = format!("{PREFIX}{text}");
+                prop_assert!(SecretKey::parse_line(&prefixed, role).is_err());
+                prop_assert!(Encrypted::parse(&text, role).is_err());
+            }
         }
     }
 }

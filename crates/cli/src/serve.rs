@@ -10,18 +10,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use agd_tsp::Authorities;
 use postgres::Config;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use thiserror::Error;
 
 use crate::database::Database;
-use crate::key::{KeyError, LogKey};
+use crate::key::{KeyError, LogKey, WitnessKey};
 use crate::passphrase::Source;
 use crate::publish::{Progress, Publisher, Round};
 use crate::report::{PublishOutput, grouped};
-use crate::source::SourceError;
+use crate::source::{SourceError, Unreachable};
+use crate::stamp::{Mode, Stamper};
 use crate::store::{Location, ObjectLock, StoreError, Writer};
+use crate::tsa::{TIMEOUT, Tsa, TsaError};
+use crate::witness::{Witness, WitnessError};
 use crate::{EXIT_FALSE, EXIT_UNCHECKED};
 
 /// How often a sleeping publisher looks whether it was told to stop.
@@ -40,12 +44,31 @@ pub struct Options {
     pub key: PathBuf,
     /// Where its passphrase comes from, if it is encrypted.
     pub passphrase: Source,
+    /// The witness's key file.
+    pub witness_key: Option<PathBuf>,
+    /// Where its passphrase comes from, if it is encrypted.
+    pub witness_passphrase: Source,
+    /// The TSAs that stamp the platform log's checkpoints.
+    pub stamps: Option<Stamps>,
     /// One round only.
     pub once: bool,
     /// The pause between rounds.
     pub interval: Duration,
     /// JSON lines instead of text.
     pub json: bool,
+}
+
+/// How the platform log's checkpoints are timestamped.
+#[derive(Debug)]
+pub struct Stamps {
+    /// The TSAs' addresses.
+    pub tsas: Vec<String>,
+    /// The CAs that say who is a TSA.
+    pub authorities: Authorities,
+    /// Whether publishing depends on it.
+    pub mode: Mode,
+    /// The least time between two timestamps of one TSA.
+    pub interval: Duration,
 }
 
 /// Why publishing could not even begin.
@@ -58,6 +81,12 @@ pub enum ServeError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The witness.
+    #[error(transparent)]
+    Witness(#[from] WitnessError),
+    /// A TSA.
+    #[error(transparent)]
+    Tsa(#[from] TsaError),
     /// The system.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -77,10 +106,24 @@ pub enum ServeError {
 /// [`ServeError`] when the key, the store or the signals could not be set up.
 pub fn run(options: &Options) -> Result<u8, ServeError> {
     let key = LogKey::load(&options.key, &options.passphrase)?;
+    let witness = match &options.witness_key {
+        Some(path) => Some(Witness::new(&WitnessKey::load(path, &options.witness_passphrase)?, &key)?),
+        None => None,
+    };
+    let stamper = match &options.stamps {
+        Some(stamps) => Some(stamper(stamps)?),
+        None => None,
+    };
     let store = Writer::at(&options.store)?;
     let published_to = store.reader().place()?;
     let warning = unlocked(&store, &published_to, options.require_object_lock)?;
     let mut publisher = Publisher::new(store, key, published_to);
+    if let Some(witness) = witness {
+        publisher = publisher.with_witness(witness);
+    }
+    if let Some(stamper) = stamper {
+        publisher = publisher.with_stamper(stamper);
+    }
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         // The second signal ends the process at once: that is safe at any point. Registered first, it sees the flag as
@@ -95,12 +138,18 @@ pub fn run(options: &Options) -> Result<u8, ServeError> {
     let mut database: Option<Database> = None;
     let mut refused = false;
     loop {
-        let round = one_round(&mut publisher, &mut database, &options.database, &output);
+        let round = one_round(&mut publisher, &mut database, &options.database, options.once, &output);
         refused |= !round.refusals.is_empty();
         output.round(&round, options.once);
         if options.once || stop.load(Ordering::Relaxed) || !pause(options.interval, &stop) {
-            let last = round.exit_code();
-            return Ok(if refused { EXIT_FALSE } else { last });
+            let mut code = round.exit_code();
+            if !options.once && options.stamps.is_some() {
+                let end = last_stamps(&mut publisher, &mut database, &options.database);
+                refused |= !end.refusals.is_empty();
+                output.round(&end, false);
+                code = code.max(end.exit_code());
+            }
+            return Ok(if refused { EXIT_FALSE } else { code });
         }
     }
 }
@@ -118,7 +167,18 @@ fn unlocked(store: &Writer, place: &str, required: bool) -> Result<Option<String
     }
 }
 
-fn one_round(publisher: &mut Publisher, database: &mut Option<Database>, config: &Config, output: &Output) -> Round {
+fn stamper(stamps: &Stamps) -> Result<Stamper, TsaError> {
+    let tsas = stamps.tsas.iter().map(|url| Tsa::new(url, TIMEOUT)).collect::<Result<_, _>>()?;
+    Ok(Stamper::new(tsas, stamps.authorities.clone(), stamps.mode, stamps.interval))
+}
+
+fn one_round(
+    publisher: &mut Publisher,
+    database: &mut Option<Database>,
+    config: &Config,
+    last: bool,
+    output: &Output,
+) -> Round {
     let connected = match database.take() {
         Some(database) => Ok(database),
         None => Database::connect(config),
@@ -127,10 +187,25 @@ fn one_round(publisher: &mut Publisher, database: &mut Option<Database>, config:
         Ok(connection) => connection,
         Err(error) => return failed(error),
     };
-    let round = publisher.round(&mut connection, &mut |progress| output.progress(progress));
+    let mut round = publisher.round(&mut connection, &mut |progress| output.progress(progress));
+    publisher.stamp(&mut connection, last, &mut round);
     // After any error a fresh connection is the simplest way back to a known state.
     if round.failures.is_empty() {
         *database = Some(connection);
+    }
+    round
+}
+
+/// The newest checkpoint does not stay without a timestamp when the publisher is told to stop.
+fn last_stamps(publisher: &mut Publisher, database: &mut Option<Database>, config: &Config) -> Round {
+    let connected = match database.take() {
+        Some(database) => Ok(database),
+        None => Database::connect(config),
+    };
+    let mut round = Round::default();
+    match connected {
+        Ok(mut connection) => publisher.stamp(&mut connection, true, &mut round),
+        Err(error) => publisher.stamp(&mut Unreachable(error), true, &mut round),
     }
     round
 }
@@ -170,8 +245,8 @@ impl Output {
 
     fn warning(&self, text: &str) {
         let _ = match self.format.json {
-            true => self.format.warning(&mut io::stdout().lock(), text),
-            false => self.format.warning(&mut io::stderr().lock(), text),
+            true => self.format.warning(&mut io::stdout().lock(), None, text),
+            false => self.format.warning(&mut io::stderr().lock(), None, text),
         };
     }
 
@@ -192,6 +267,9 @@ impl Output {
         for published in &round.published {
             let _ = self.format.published(&mut stdout, published);
         }
+        for stamped in &round.stamped {
+            let _ = self.format.stamped(&mut stdout, stamped);
+        }
         let mut said = HashSet::new();
         let complaints: &mut dyn Write = if self.format.json { &mut stdout } else { &mut stderr };
         for refusal in &round.refusals {
@@ -200,6 +278,12 @@ impl Output {
                 let _ = self.format.refused(complaints, refusal);
             }
             said.insert(text);
+        }
+        for (origin, warning) in &round.warnings {
+            if !self.said.contains(warning) {
+                let _ = self.format.warning(complaints, Some(origin), warning);
+            }
+            said.insert(warning.clone());
         }
         for (origin, failure) in &round.failures {
             let text = format!("{origin:?} {failure}");

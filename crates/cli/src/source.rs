@@ -86,6 +86,12 @@ pub trait Source {
         published_to: &str,
     ) -> Result<(), SourceError>;
 
+    /// Tells the database that a checkpoint of a log was timestamped, at a time in microseconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    fn record_timestamp(&mut self, origin: &str, tree_size: i64, root: &Hash, at: i64) -> Result<(), SourceError>;
+
     /// Tells the database that this checkpoint of a log was published and that the log does not continue it.
     ///
     /// # Errors
@@ -95,5 +101,39 @@ pub trait Source {
     /// Whether the connection is lost, so that nothing more can be asked.
     fn is_closed(&self) -> bool {
         false
+    }
+}
+
+/// A database that cannot be reached: every call says why.
+#[derive(Debug)]
+pub struct Unreachable(pub SourceError);
+
+impl Source for Unreachable {
+    fn logs(&mut self) -> Result<Vec<LogHead>, SourceError> {
+        Err(self.0.clone())
+    }
+
+    fn anchors(&mut self, _: &str, _: i64, _: i64) -> Result<Vec<Anchor>, SourceError> {
+        Err(self.0.clone())
+    }
+
+    fn entries(&mut self, _: &str, _: i64, _: i64) -> Result<Vec<(i64, Vec<u8>)>, SourceError> {
+        Err(self.0.clone())
+    }
+
+    fn record_publication(&mut self, _: &str, _: &[Receipt], _: &str) -> Result<(), SourceError> {
+        Err(self.0.clone())
+    }
+
+    fn record_timestamp(&mut self, _: &str, _: i64, _: &Hash, _: i64) -> Result<(), SourceError> {
+        Err(self.0.clone())
+    }
+
+    fn report_divergence(&mut self, _: &str, _: &Receipt) -> Result<(), SourceError> {
+        Err(self.0.clone())
+    }
+
+    fn is_closed(&self) -> bool {
+        true
     }
 }

@@ -57,7 +57,7 @@ pub struct Checked {
     pub root: Hash,
     /// Hashes on the path.
     pub path: usize,
-    /// The vkeys that signed the checkpoint, of those in the policy.
+    /// The vkeys of logs that signed the checkpoint, of those in the policy.
     pub signed_by: Vec<String>,
     /// What the log says of the event.
     pub entry: Option<OwnedEntry>,
@@ -145,6 +145,10 @@ impl Checked {
         match proof.note().verify(&keys) {
             Ok(signers) => self.signed_by = signers.into_iter().map(ToString::to_string).collect(),
             Err(error) => self.findings.push(format!("the checkpoint: {error}")),
+        }
+        // A proof stands alone: its own checkpoint is asked, whichever log it is of.
+        if let Err(error) = policy.check_quorum(proof.note()) {
+            self.findings.push(format!("the checkpoint: {error}"));
         }
     }
 

@@ -179,3 +179,26 @@ fn the_event_of_a_dump_is_checked_and_shown() {
         assert_eq!(with(&line(&wrong)).exit_code(), 1, "{wrong:?}");
     }
 }
+
+#[test]
+fn a_proof_is_asked_for_the_policys_quorum() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    std::fs::create_dir(&store).unwrap();
+    let mut database = FakeDatabase::new();
+    database.write(Some("acme"), 3);
+    let round = publisher(&store).with_witness(witness(2, 1_795_300_000)).round(&mut database, &mut |_| {});
+    assert_eq!(round.exit_code(), 0, "{round:?}");
+    let event_id = entry::parse(&database.logs[&tenant_origin("acme")].entries[1]).unwrap().event_id.to_string();
+    let (file, policy) = (dir.path().join("a.tlog-proof"), dir.path().join("policy.txt"));
+    let made = agd(&["prove", &event_id, "--store", text(&store), "--out", text(&file)]);
+    assert_eq!(made.status.code(), Some(0), "{made:?}");
+    let log = key().verifier().to_string();
+    for (seed, code, words) in [(2, 0, "OK: "), (3, 1, "the quorum of witnesses is not reached")] {
+        let cosigner = witness_key(seed).verifier().to_string();
+        std::fs::write(&policy, format!("log {log}\nwitness w {cosigner}\nquorum w\n")).unwrap();
+        let checked = agd(&["verify-proof", text(&file), "--policy", text(&policy)]);
+        assert_eq!(checked.status.code(), Some(code), "{checked:?}");
+        assert!(stdout(&checked).contains(words), "{checked:?}");
+    }
+}

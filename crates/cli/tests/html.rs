@@ -214,6 +214,7 @@ fn timestamps_are_drawn_and_an_unsigned_store_is_not_called_good() {
         policy: None,
         store: "a store",
         policy_file: None,
+        tsa_ca_file: None,
         timestamps: &timestamps,
         made_at: START,
     };

@@ -135,6 +135,26 @@ fn an_encrypted_key_works_with_its_passphrase_only() {
     let right = publish(&["--passphrase-file", "right"]);
     assert!(right.contains("connect to the database"), "{right}");
     assert!(!right.contains("horse"));
+
+    // A witness's key has a passphrase of its own.
+    private(dir.path(), "other", "of the witness\n");
+    let witness =
+        ["keygen", "--witness", "--name", "witness.example/w1", "--out", "w.key", "--passphrase-file", "other"];
+    let made = run(&witness);
+    assert_eq!(made.status.code(), Some(0), "{}", said(&made));
+    let file = std::fs::read_to_string(dir.path().join("w.key")).unwrap();
+    assert!(file.starts_with(&format!("agd-key {}-----BEGIN ENCRYPTED", said(&made))), "{file}");
+    let cosigned = |more: &[&str]| publish(&[&["--passphrase-file", "right", "--witness-key", "w.key"], more].concat());
+    assert!(cosigned(&[]).contains("no terminal"));
+    assert!(cosigned(&["--witness-passphrase-file", "right"]).contains("wrong passphrase"));
+    let right = cosigned(&["--witness-passphrase-file", "other"]);
+    assert!(right.contains("connect to the database"), "{right}");
+    let signed = run(&["sign", "--key", "w.key", "--passphrase-file", "other"]);
+    assert!(signed.stdout.is_empty() && said(&signed).contains("a witness's key, not a log's"), "{}", said(&signed));
+    for mixed in [&["--tenant-key"][..], &["--signer", "x"]] {
+        let both = run(&[&["keygen", "--witness", "--out", "x.key"], mixed].concat());
+        assert_eq!((both.status.code(), dir.path().join("x.key").exists()), (Some(2), false), "{}", said(&both));
+    }
 }
 
 /// Somebody at a terminal: `script` makes one.

@@ -2,18 +2,24 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
+#[path = "../../tsp/tests/openssl/mod.rs"]
+mod openssl;
 #[path = "common/s3_server.rs"]
 mod s3_server;
 
 use std::collections::BTreeMap;
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use agd_cli::publish::{Failure, Publisher, Refusal, Round};
 use agd_cli::source::{Anchor, LogHead, Receipt, Source, SourceError};
+use agd_cli::stamp::{self, Mode, Stamper};
 use agd_cli::store::{ObjectLock, Reader, StoreError, Writer, checkpoint_path, parse_location};
+use agd_cli::tsa::Tsa;
 use agd_cli::verify::{self, Report};
+use agd_tsp::Authorities;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use common::*;
@@ -316,6 +322,10 @@ impl<F: FnOnce()> Source for Meanwhile<'_, F> {
     fn record_publication(&mut self, origin: &str, published: &[Receipt], to: &str) -> Result<(), SourceError> {
         self.database.record_publication(origin, published, to)
     }
+    fn record_timestamp(&mut self, origin: &str, size: i64, root: &agd_core::Hash, at: i64) -> Result<(), SourceError> {
+        self.database.record_timestamp(origin, size, root, at)
+    }
+
     fn report_divergence(&mut self, origin: &str, newest: &Receipt) -> Result<(), SourceError> {
         self.database.report_divergence(origin, newest)
     }
@@ -441,4 +451,48 @@ fn the_documented_policy_is_enough_and_other_credentials_are_not() {
         assert_eq!(output.status.code(), Some(2));
         assert!(!stderr(&output).to_lowercase().contains("sesame"), "{}", stderr(&output));
     }
+}
+
+#[test]
+fn timestamps_are_objects_that_are_created_and_never_overwritten() {
+    let Some(server) = S3Server::start() else { return };
+    server.locked_bucket("worm", "GOVERNANCE");
+    let settings = server.only(&documented_policy("worm"));
+    let folder = tempfile::tempdir().unwrap();
+    let tsa = Arc::new(openssl::Tsa::new(folder.path(), openssl::Kind::default()));
+    let authority = openssl::server::Server::start(Arc::clone(&tsa));
+    let ca = Authorities::from_pem(&tsa.pem()).unwrap();
+    let mut database = sample();
+    let publish = |database: &mut FakeDatabase| {
+        let client = Tsa::new(&authority.url(), Duration::from_secs(5)).unwrap();
+        let stamper = Stamper::new(vec![client], ca.clone(), Mode::Required, Duration::from_secs(3600));
+        let mut publisher = publisher_at("s3://worm", &settings).unwrap().with_stamper(stamper);
+        let mut round = publisher.round(database, &mut |_| {});
+        publisher.stamp(database, true, &mut round);
+        ok(&round);
+        round.stamped
+    };
+    let check = || {
+        let reader = Reader::open_with(&parse_location("s3://worm").unwrap(), &settings).unwrap();
+        verify::run_with(&reader, Some(&policy()), Some(&ca), &AtomicU64::new(0)).unwrap()
+    };
+    let newest = |database: &FakeDatabase| *database.logs[PLATFORM].anchors.last_key_value().unwrap().0;
+    let [first] = &publish(&mut database)[..] else { panic!("one TSA") };
+    assert_eq!(first.file, stamp::path(PLATFORM, newest(&database), 0));
+    assert!(publish(&mut database).is_empty(), "a run again goes on from the bucket alone");
+    assert_eq!(authority.asked(), 1);
+    let report = check();
+    assert_eq!(report.exit_code(), 0, "{:?}", findings(&report));
+    assert_eq!(report.logs[0].timestamps.as_ref().unwrap().newest().unwrap().at, first.at);
+
+    // A name that is taken stays what it is, and the reply goes under the next one.
+    database.write(Some("acme"), 5);
+    let taken = stamp::path(PLATFORM, newest(&database), 0);
+    server.call("put_object", json!({ "Bucket": "worm", "Key": taken, "Body": "planted" })).unwrap();
+    let [second] = &publish(&mut database)[..] else { panic!("one TSA") };
+    assert_eq!(second.file, stamp::path(PLATFORM, newest(&database), 1));
+    assert_eq!(server.objects("worm")[&taken], BASE64_STANDARD.encode("planted"));
+    let report = check();
+    assert_eq!(findings(&report).iter().map(|(file, _)| file).collect::<Vec<_>>(), [&taken]);
+    assert_eq!(report.logs[0].timestamps.as_ref().unwrap().held.len(), 2);
 }

@@ -45,6 +45,9 @@ pub struct Arguments {
     /// A dump that `agd export` made: are its events the ones that were anchored?
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
+    /// PEM file of the CAs that timestamp authorities lead to; without it timestamps are not checked
+    #[arg(long, value_name = "FILE")]
+    tsa_ca: Option<PathBuf>,
     /// The file to make; it is never overwritten. By default standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -58,9 +61,11 @@ pub fn run(arguments: &Arguments) -> Result<u8, String> {
     let reader = Reader::open(&parse_location(&arguments.store).map_err(|error| error.to_string())?);
     let reader = reader.map_err(|error| error.to_string())?;
     let policy = arguments.policy.as_ref().map(|path| input::policy(path)).transpose()?;
+    let authorities = arguments.tsa_ca.as_ref().map(|path| input::authorities(path)).transpose()?;
     let counter = AtomicU64::new(0);
     let work = || -> Result<Report, String> {
-        let mut report = verify::run(&reader, policy.as_ref(), &counter).map_err(|error| error.to_string())?;
+        let report = verify::run_with(&reader, policy.as_ref(), authorities.as_ref(), &counter);
+        let mut report = report.map_err(|error| error.to_string())?;
         if let Some(path) = &arguments.events {
             let events = verify::events::verify(&reader, &report, path, &counter);
             report.events = Some(events.map_err(|error| error.to_string())?);
@@ -76,7 +81,8 @@ pub fn run(arguments: &Arguments) -> Result<u8, String> {
         policy: policy.as_ref(),
         store: &arguments.store,
         policy_file: arguments.policy.as_ref().map(file),
-        timestamps: &[],
+        tsa_ca_file: arguments.tsa_ca.as_ref().map(file),
+        timestamps: &timeline::timestamps(&report),
         made_at: i64::try_from(now).unwrap_or(i64::MAX),
     };
     input::write(arguments.out.as_deref(), page.html().as_bytes())?;
@@ -96,7 +102,9 @@ pub struct Page<'a> {
     pub store: &'a str,
     /// The policy's file, as it was given.
     pub policy_file: Option<String>,
-    /// Timestamps that were checked.
+    /// The file of the timestamp authorities' CAs, as it was given.
+    pub tsa_ca_file: Option<String>,
+    /// Timestamps that hold.
     pub timestamps: &'a [Timestamp],
     /// The time that stands on the page, microseconds since 1970.
     pub made_at: i64,
@@ -186,6 +194,15 @@ impl Page<'_> {
             let (whole, count) = of(sum(|log| log.result.signed), checkpoints);
             done.push((whole, format!("{count} checkpoints are signed by a key of the policy")));
         }
+        let asked: Vec<&LogReport> = report.logs.iter().filter(|log| log.result.cosigned.is_some()).collect();
+        if !asked.is_empty() {
+            let all = asked.iter().map(|log| log.result.published.len() as u64).sum();
+            let (whole, count) = of(asked.iter().filter_map(|log| log.result.cosigned).sum(), all);
+            done.push((
+                whole,
+                format!("{count} checkpoints that the policy asks witnesses for are cosigned by its quorum"),
+            ));
+        }
         let (whole, count) = of(entries, sum(|log| log.result.size));
         let text = format!("{count} entries were read; each is canonical, has its hash in the tree, and is there once");
         done.push((whole && all_hold, text));
@@ -213,7 +230,8 @@ impl Page<'_> {
         }
         if !self.timestamps.is_empty() {
             let count = counted(self.timestamps.len() as u64, "RFC 3161 timestamp");
-            done.push((true, format!("{count} on checkpoints hold")));
+            let verb = if self.timestamps.len() == 1 { "holds" } else { "hold" };
+            done.push((true, format!("{count} on checkpoints {verb}")));
         }
         page.raw("<section id=\"checked\"><h2>What was checked</h2>\n");
         if !report.logs.is_empty() {
@@ -324,8 +342,7 @@ impl Page<'_> {
         page.raw("<section id=\"timeline\"><h2>Timeline</h2>\n<p class=\"quiet small\">Entries in each log over time (UTC). A dot is a published checkpoint, at the commit time of its newest event");
         page.raw(if self.timestamps.is_empty() { ".</p>\n" } else { "; a triangle is a timestamp on one.</p>\n" });
         for (log, anchors) in &drawn {
-            let stamps: Vec<Timestamp> =
-                self.timestamps.iter().filter(|stamp| stamp.origin == log.origin).cloned().collect();
+            let stamps = timeline::thinned_stamps(self.timestamps, &log.origin);
             let whose = log.tenant.as_ref().map_or("platform log".to_owned(), |tenant| format!("tenant {tenant}"));
             page.raw("<figure><h3>")
                 .text(&log.origin)
@@ -389,9 +406,11 @@ impl Page<'_> {
     fn again(&self, page: &mut Markup) {
         let policy = self.policy_file.as_ref().map(|file| format!(" --policy {}", quoted(file))).unwrap_or_default();
         let events = self.report.events.as_ref().map(|events| format!(" --events {}", quoted(&events.file)));
+        let events = events.unwrap_or_default();
+        let ca = self.tsa_ca_file.as_ref().map(|file| format!(" --tsa-ca {}", quoted(file))).unwrap_or_default();
         let store = quoted(self.store);
         page.raw("<section id=\"again\"><h2>How to check again</h2>\n<p>On any machine, without a network and without the database:</p>\n<pre>");
-        page.text(&format!("agd verify {store}{policy}{}", events.unwrap_or_default()));
+        page.text(&format!("agd verify {store}{policy}{events}{ca}"));
         page.raw("</pre>\n<p>One event, as a proof that stands alone (put its id in place of 7431-2):</p>\n<pre>");
         let commands = format!("agd prove 7431-2 --store {store} --out event.tlog-proof");
         page.text(&commands).raw("<br>").text(&format!("agd verify-proof event.tlog-proof{policy}"));

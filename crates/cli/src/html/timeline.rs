@@ -8,8 +8,8 @@ use agd_core::entry;
 use super::markup::Markup;
 use crate::report::{grouped, time};
 use crate::store::Reader;
-use crate::verify::LogReport;
 use crate::verify::leaves::Leaves;
+use crate::verify::{LogReport, Report};
 
 /// The most anchors that are drawn of one log.
 pub const MAX_POINTS: usize = 240;
@@ -61,12 +61,34 @@ pub fn anchors(reader: &Reader, log: &LogReport) -> Vec<Anchor> {
     found
 }
 
-/// At most `count` of them, evenly, the first and the last included.
-fn thinned(sizes: &[u64], count: usize) -> Vec<u64> {
-    if sizes.len() <= count || count < 2 {
-        return sizes.to_vec();
+/// The timestamps that were found to hold.
+pub fn timestamps(report: &Report) -> Vec<Timestamp> {
+    let mut found = Vec::new();
+    for log in &report.logs {
+        if let Some(stamps) = &log.timestamps {
+            found.extend(stamps.held.iter().map(|held| Timestamp {
+                origin: log.origin.clone(),
+                size: held.size,
+                at: held.at,
+                by: stamps.signers.get(held.by).cloned().unwrap_or_default(),
+            }));
+        }
     }
-    (0..count).filter_map(|at| sizes.get(at * (sizes.len() - 1) / (count - 1)).copied()).collect()
+    found
+}
+
+/// The timestamps of a log that are drawn.
+pub fn thinned_stamps(stamps: &[Timestamp], origin: &str) -> Vec<Timestamp> {
+    let of_log: Vec<&Timestamp> = stamps.iter().filter(|stamp| stamp.origin == origin).collect();
+    thinned(&of_log, MAX_POINTS).into_iter().cloned().collect()
+}
+
+/// At most `count` of them, evenly, the first and the last included.
+fn thinned<T: Copy>(all: &[T], count: usize) -> Vec<T> {
+    if all.len() <= count || count < 2 {
+        return all.to_vec();
+    }
+    (0..count).filter_map(|at| all.get(at * (all.len() - 1) / (count - 1)).copied()).collect()
 }
 
 /// The first and the last moment of several logs, with a little room.

@@ -109,12 +109,12 @@ impl Check<'_> {
             if listing.end.is_some_and(|(end, _)| size <= end) {
                 return;
             }
-            let Seen { roots, noted, signed, .. } = self.looker.checkpoints(&[size]);
+            let Seen { roots, noted, signed, cosigned, .. } = self.looker.checkpoints(&[size]);
             if let Some((size, root)) = roots.first() {
                 listing.end = Some((*size, *root));
                 return;
             }
-            self.result.signed += signed;
+            self.count(signed, cosigned);
             self.tell(noted);
             listing.sizes.pop();
         }

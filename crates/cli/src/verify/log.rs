@@ -22,6 +22,7 @@ use super::note::Noted;
 use super::pipeline::{Threads, ordered};
 use super::tile::{self, Bundle, Clean, Looker, Seen};
 use crate::origin::Kind;
+use crate::policy::Policy;
 use crate::publish::hex;
 use crate::store::{self, Reader, StoreError};
 use crate::tiles::{self, Found, Piece, TileError};
@@ -43,6 +44,10 @@ pub struct Job<'a> {
     pub keys: Option<Vec<VerifierKey>>,
     /// What the platform log says about this log.
     pub claims: &'a [Claim],
+    /// The policy whose quorum every checkpoint must reach; `None` where nobody asks for one.
+    pub quorum: Option<&'a Policy>,
+    /// Sizes of checkpoints with a timestamp, ascending.
+    pub stamped: &'a [u64],
 }
 
 /// A tenant's checkpoint, as an entry of the platform log has it.
@@ -81,6 +86,10 @@ pub struct LogResult {
     pub published: Vec<u64>,
     /// Checkpoints with a signature of a trusted key.
     pub signed: u64,
+    /// Checkpoints that reach the policy's quorum of witnesses; none where it asks for none.
+    pub cosigned: Option<u64>,
+    /// For each size with a timestamp, the latest commit time of the entries below it, microseconds since the Unix epoch.
+    pub latest_at: BTreeMap<u64, i64>,
     /// The earliest and the latest commit time, microseconds since the Unix epoch.
     pub times: Option<(i64, i64)>,
     /// Tenants' checkpoints found as entries, by the tenant's origin, each tenant's in order.
@@ -109,7 +118,7 @@ pub fn verify(reader: &Reader, job: &Job<'_>, threads: &Threads, progress: &Atom
         next: 0,
         wrong_roots: 0,
         ids: EventIds::default(),
-        result: LogResult::default(),
+        result: LogResult { cosigned: job.quorum.map(|_| 0), ..LogResult::default() },
     };
     check.run();
     check.result
@@ -194,6 +203,12 @@ impl Check<'_> {
         noted.tell(&mut self.result.findings, &mut self.result.unchecked);
     }
 
+    /// Counts checkpoints with a trusted signature, and those that reach the quorum.
+    pub(super) fn count(&mut self, signed: u64, cosigned: u64) {
+        self.result.signed += signed;
+        self.result.cosigned = self.result.cosigned.map(|before| before + cosigned);
+    }
+
     /// Whether a file is there. What cannot be found out is not called missing.
     pub(super) fn has(&mut self, path: &str) -> bool {
         self.reader.has(path).unwrap_or_else(|error| {
@@ -230,7 +245,7 @@ impl Check<'_> {
     /// Takes up what is said about the roots up to a size.
     fn reach(&mut self, to: u64, listing: &Listing, seen: Seen) {
         self.tell(seen.noted);
-        self.result.signed += seen.signed;
+        self.count(seen.signed, seen.cosigned);
         let mut own = seen.roots;
         if let Some(newest) = &listing.newest {
             let from = self.result.published.last().map_or(0, |last| last + 1);
@@ -274,8 +289,12 @@ impl Check<'_> {
     }
 
     fn clean(&mut self, clean: Clean) {
-        let Clean { leaves, root, runs, times, claims, continues } = clean;
+        let Clean { leaves, root, runs, times, latest_at, claims, continues } = clean;
         runs.into_iter().for_each(|run| self.ids.push(run));
+        let before = self.result.times.map(|(_, last)| last);
+        self.result
+            .latest_at
+            .extend(latest_at.into_iter().map(|(size, last)| (size, before.unwrap_or(last).max(last))));
         for time in times.into_iter().flat_map(|(first, last)| [first, last]) {
             tile::widen(&mut self.result.times, time);
         }
@@ -487,6 +506,10 @@ impl Check<'_> {
         event_ids::extend(&mut runs, entry.event_id);
         runs.into_iter().for_each(|run| self.ids.push(run));
         tile::widen(&mut self.result.times, entry.committed_at);
+        let size = place.1 + 1;
+        if let Some((_, latest)) = self.result.times.filter(|_| self.job.stamped.binary_search(&size).is_ok()) {
+            self.result.latest_at.insert(size, latest);
+        }
         let said = tile::examine(self.job, place.1, entry);
         if let Some((origin, claim)) = said.claim.map(|checkpoint| Claim::new(place.1, checkpoint)) {
             self.result.claims.entry(origin).or_default().push(claim);

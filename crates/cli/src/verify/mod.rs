@@ -16,6 +16,7 @@ mod note;
 mod pipeline;
 mod strays;
 mod tile;
+mod timestamps;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
@@ -25,6 +26,7 @@ use std::sync::{Mutex, PoisonError};
 
 use agd_core::note::MAX_NOTE_LEN;
 use agd_core::{Checkpoint, SignedNote, name};
+use agd_tsp::Authorities;
 
 use crate::origin::Kind;
 use crate::policy::Policy;
@@ -35,6 +37,7 @@ use events::EventsReport;
 use findings::Finding;
 use log::{Claim, Job, LogResult};
 use pipeline::Threads;
+use timestamps::Stamps;
 
 /// How much of a tenant's log the platform log covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +61,35 @@ pub struct LogReport {
     pub result: LogResult,
     /// For a tenant's log whose platform log is in the store and covers it.
     pub coverage: Option<Coverage>,
+    /// For a platform log, where a CA was given to check them with.
+    pub timestamps: Option<Timestamps>,
+}
+
+/// The timestamps of one platform log that hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Timestamps {
+    /// Each, by ascending size.
+    pub held: Vec<Held>,
+    /// Their signers: the subjects of the certificates.
+    pub signers: Vec<String>,
+}
+
+/// One timestamp that holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Leaves under the checkpoint.
+    pub size: u64,
+    /// The time that it says, microseconds since the Unix epoch.
+    pub at: i64,
+    /// Who signed it, as a position in [`Timestamps::signers`].
+    pub by: usize,
+}
+
+impl Timestamps {
+    /// The newest of them.
+    pub fn newest(&self) -> Option<&Held> {
+        self.held.iter().max_by_key(|held| (held.at, held.size))
+    }
 }
 
 /// The whole report.
@@ -116,6 +148,19 @@ pub fn published_entries(reader: &Reader) -> u64 {
 /// # Errors
 /// [`StoreError`] when the store cannot be walked.
 pub fn run(reader: &Reader, policy: Option<&Policy>, progress: &AtomicU64) -> Result<Report, StoreError> {
+    run_with(reader, policy, None, progress)
+}
+
+/// Verifies a store, its timestamps with it: each must lead to one of these CAs.
+///
+/// # Errors
+/// [`StoreError`] when the store cannot be walked.
+pub fn run_with(
+    reader: &Reader,
+    policy: Option<&Policy>,
+    authorities: Option<&Authorities>,
+    progress: &AtomicU64,
+) -> Result<Report, StoreError> {
     let found = discover::discover(reader)?;
     let mut report =
         Report { logs: Vec::new(), unchecked: found.unchecked, with_policy: policy.is_some(), events: None };
@@ -142,9 +187,27 @@ pub fn run(reader: &Reader, policy: Option<&Policy>, progress: &AtomicU64) -> Re
     }
 
     let keys = |origin: &str| policy.map(|policy| policy.keys_for(origin));
-    let platform_jobs =
-        platforms.iter().map(|(origin, kind)| Job { origin, kind: *kind, keys: keys(origin), claims: &[] }).collect();
+    let quorum = policy.filter(|policy| policy.has_quorum());
+    let stamps: Vec<Stamps> = platforms.iter().map(|(origin, _)| Stamps::find(reader, origin)).collect();
+    let platform_jobs = platforms
+        .iter()
+        .zip(&stamps)
+        .map(|((origin, kind), stamps)| Job {
+            origin,
+            kind: *kind,
+            keys: keys(origin),
+            claims: &[],
+            quorum,
+            stamped: &stamps.sizes,
+        })
+        .collect();
     let mut platform_results: Vec<LogResult> = run_all(reader, platform_jobs, progress);
+    let timestamps: Vec<Option<Timestamps>> = stamps
+        .iter()
+        .zip(&platforms)
+        .zip(&mut platform_results)
+        .map(|((stamps, (origin, _)), result)| stamps.check(reader, origin, authorities, result))
+        .collect();
 
     // What each platform log says about each tenant's log, in order.
     let mut claims: BTreeMap<String, Vec<Claim>> = BTreeMap::new();
@@ -163,6 +226,10 @@ pub fn run(reader: &Reader, policy: Option<&Policy>, progress: &AtomicU64) -> Re
     }
 
     let none = Vec::new();
+    let present: BTreeSet<&str> = platforms.iter().map(|(origin, _)| *origin).collect();
+    // A tenant's log that its platform log covers is covered by the platform log's witnesses; one that was handed out
+    // alone has its own cosignatures.
+    let alone = |kind: &Kind<'_>| !matches!(kind, Kind::Tenant { platform, .. } if present.contains(platform));
     let tenant_jobs = tenants
         .iter()
         .map(|(origin, kind)| Job {
@@ -170,11 +237,12 @@ pub fn run(reader: &Reader, policy: Option<&Policy>, progress: &AtomicU64) -> Re
             kind: *kind,
             keys: keys(origin),
             claims: claims.get(*origin).unwrap_or(&none),
+            quorum: quorum.filter(|_| alone(kind)),
+            stamped: &[],
         })
         .collect();
     let tenant_results: Vec<LogResult> = run_all(reader, tenant_jobs, progress);
 
-    let present: BTreeSet<&str> = platforms.iter().map(|(origin, _)| *origin).collect();
     let mut by_platform: HashMap<&str, Vec<LogReport>> = HashMap::new();
     for ((origin, kind), mut result) in tenants.iter().zip(tenant_results) {
         let Kind::Tenant { platform, tenant } = *kind else {
@@ -192,6 +260,7 @@ pub fn run(reader: &Reader, policy: Option<&Policy>, progress: &AtomicU64) -> Re
             tenant: Some(tenant.to_owned()),
             result,
             coverage,
+            timestamps: None,
         });
     }
     for at in 0..platforms.len() {
@@ -209,8 +278,8 @@ pub fn run(reader: &Reader, policy: Option<&Policy>, progress: &AtomicU64) -> Re
             }
         }
     }
-    for ((origin, _), result) in platforms.iter().zip(platform_results) {
-        report.logs.push(LogReport { origin: (*origin).to_owned(), tenant: None, result, coverage: None });
+    for (((origin, _), result), timestamps) in platforms.iter().zip(platform_results).zip(timestamps) {
+        report.logs.push(LogReport { origin: (*origin).to_owned(), tenant: None, result, coverage: None, timestamps });
         report.logs.extend(by_platform.remove(origin).unwrap_or_default());
     }
     let mut alone: Vec<LogReport> = by_platform.into_values().flatten().collect();

@@ -1,4 +1,4 @@
-//! One checkpoint file: is it a checkpoint of this log, signed by somebody who may?
+//! One checkpoint file: is it a checkpoint of this log, signed by somebody who may, and cosigned by who must?
 //!
 //! Owns the checks on the file alone; whether its root is true, the entries tell. It writes down what is wrong instead of
 //! reporting it, so that many can be read at once.
@@ -50,6 +50,8 @@ pub struct Signed {
     pub bytes: Vec<u8>,
     /// Whether a key of the policy signed it; false also where there is none.
     pub signed: bool,
+    /// Whether it reaches the quorum of witnesses; false also where nobody asks for one.
+    pub cosigned: bool,
 }
 
 /// Reads and checks one checkpoint file, but its size.
@@ -86,5 +88,12 @@ pub fn read(reader: &Reader, job: &Job<'_>, path: &str, noted: &mut Noted) -> Op
             Err(error) => noted.file(path, error.to_string()),
         }
     }
-    Some(Signed { checkpoint, bytes, signed })
+    let mut cosigned = false;
+    if let Some(policy) = job.quorum {
+        match policy.check_quorum(&note) {
+            Ok(()) => cosigned = true,
+            Err(text) => noted.file(path, text),
+        }
+    }
+    Some(Signed { checkpoint, bytes, signed, cosigned })
 }

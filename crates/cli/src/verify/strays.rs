@@ -47,9 +47,5 @@ impl Check<'_> {
         };
         note(beyond, "tile files beyond the newest checkpoint, not checked (a publication under way or interrupted)");
         note(foreign, "files in tile/ that are no tiles; ignored");
-        if self.reader.list(&format!("{origin}/timestamps")).is_ok_and(|names| names.is_some()) {
-            let text = "timestamps are there; this version does not check them";
-            self.result.notes.push(text.to_owned());
-        }
     }
 }

@@ -144,6 +144,8 @@ pub struct Clean {
     pub runs: Vec<Run>,
     /// The earliest and the latest commit time.
     pub times: Option<(i64, i64)>,
+    /// For each size with a timestamp, the latest commit time of the tile's entries below it.
+    pub latest_at: Vec<(u64, i64)>,
     /// Tenants' checkpoints, by the tenant's origin.
     pub claims: Vec<(String, Claim)>,
     /// What the log continues.
@@ -159,6 +161,8 @@ pub struct Seen {
     pub roots: Vec<(u64, Hash)>,
     /// How many of them a key of the policy signed.
     pub signed: u64,
+    /// How many of them reach the quorum of witnesses.
+    pub cosigned: u64,
     /// What is wrong with the checkpoints.
     pub noted: Noted,
 }
@@ -190,6 +194,7 @@ impl<'a> Looker<'a> {
             let path = store::checkpoint_path(self.job.origin, *size);
             let Some(found) = note::read(self.reader, self.job, &path, &mut seen.noted) else { continue };
             seen.signed += u64::from(found.signed);
+            seen.cosigned += u64::from(found.cosigned);
             if found.checkpoint.size == *size {
                 seen.roots.push((*size, found.checkpoint.root));
             } else {
@@ -208,6 +213,9 @@ impl<'a> Looker<'a> {
             return None;
         }
         let mut clean = Clean { root: tile::full_root(&leaves), leaves, ..Clean::default() };
+        let (first, stamped) = (index * TILE_WIDTH, self.job.stamped);
+        let mut stamped = stamped.get(stamped.partition_point(|size| *size <= first)..).unwrap_or_default().iter();
+        let mut stamp = stamped.next();
         for position in 0..bundle.ranges.len() {
             let entry = entry::read(bundle.entry(position)).ok()?;
             let index = index * TILE_WIDTH + position as u64;
@@ -217,6 +225,10 @@ impl<'a> Looker<'a> {
             }
             event_ids::extend(&mut clean.runs, entry.event_id);
             widen(&mut clean.times, entry.committed_at);
+            if let Some(size) = stamp.filter(|size| **size == index + 1) {
+                clean.latest_at.extend(clean.times.map(|(_, last)| (*size, last)));
+                stamp = stamped.next();
+            }
             clean.claims.extend(said.claim.map(|checkpoint| Claim::new(index, checkpoint)));
             clean.continues = clean.continues.or(said.continues);
         }

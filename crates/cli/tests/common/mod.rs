@@ -8,17 +8,19 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 
-use agd_cli::key::LogKey;
+use agd_cli::key::{LogKey, WitnessKey};
 use agd_cli::policy::Policy;
 use agd_cli::publish::{Publisher, Round};
 use agd_cli::source::{Anchor, LogHead, Receipt, Source, SourceError};
-use agd_cli::store::{Files, OsFiles, Reader, Writer};
+use agd_cli::store::{Files, OsFiles, Reader, StoreError, Writer};
 use agd_cli::verify::{self, Report};
+use agd_cli::witness::Witness;
 use agd_core::{Checkpoint, CompactRange, Entry, EventId, Hash, image_digest, leaf_hash};
 use zeroize::Zeroizing;
 
 pub const PLATFORM: &str = "agd-1/app";
-pub const START: i64 = 1_795_210_265_000_000;
+/// A while ago by any clock: 2025-01-01.
+pub const START: i64 = 1_735_689_600_000_000;
 
 pub fn tenant_origin(tenant: &str) -> String {
     format!("{PLATFORM}/t/{tenant}")
@@ -32,6 +34,8 @@ pub struct FakeLog {
     pub published: BTreeMap<u64, String>,
     /// The notes that came with the receipts.
     pub notes: BTreeMap<u64, String>,
+    /// What was told of timestamps: size and time.
+    pub stamps: Vec<(u64, i64)>,
 }
 
 impl FakeLog {
@@ -62,6 +66,7 @@ pub struct FakeDatabase {
     pub entries_left: Option<u64>,
     pub records_left: Option<u64>,
     pub reports_left: Option<u64>,
+    pub stamps_left: Option<u64>,
     /// What was told to be published and not continued.
     pub reported: Vec<(String, Receipt)>,
     pub entry_calls: u64,
@@ -233,6 +238,17 @@ impl Source for FakeDatabase {
         Ok(())
     }
 
+    fn record_timestamp(&mut self, origin: &str, tree_size: i64, root: &Hash, at: i64) -> Result<(), SourceError> {
+        spend(&mut self.stamps_left, "record the timestamp")?;
+        let log = self.logs.get_mut(origin).unwrap();
+        assert_eq!(log.anchors.get(&(tree_size as u64)), Some(root), "only what was anchored is stamped");
+        let stamp = (tree_size as u64, at);
+        if !log.stamps.contains(&stamp) {
+            log.stamps.push(stamp);
+        }
+        Ok(())
+    }
+
     fn report_divergence(&mut self, origin: &str, newest: &Receipt) -> Result<(), SourceError> {
         self.reported.push((origin.to_owned(), newest.clone()));
         spend(&mut self.reports_left, "report what was published")
@@ -308,13 +324,33 @@ pub fn key() -> LogKey {
 }
 
 pub fn publisher(root: &Path) -> Publisher {
-    let (files, _) = fast_files(None);
-    Publisher::new(Writer::open(root, files).unwrap(), key(), "file:///worm".to_owned())
+    Publisher::new(open_store(root), key(), "file:///worm".to_owned())
+}
+
+/// Opens a store. Another test that starts a program holds every open file of this process, a lock just given back among
+/// them, from its fork to its exec: wait for that.
+fn open_store(root: &Path) -> Writer {
+    for _ in 0..500 {
+        match Writer::open(root, fast_files(None).0) {
+            Err(StoreError::Locked { .. }) => std::thread::sleep(std::time::Duration::from_millis(10)),
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("{} stays locked", root.display());
 }
 
 /// One round by a fresh publisher, as `--once` does it.
 pub fn publish(root: &Path, database: &mut FakeDatabase) -> Round {
     publisher(root).round(database, &mut |_| {})
+}
+
+pub fn witness_key(seed: u8) -> WitnessKey {
+    WitnessKey::from_seed(&format!("witness.example/w{seed}"), Zeroizing::new([seed; 32])).unwrap()
+}
+
+/// A witness whose clock stands still, so that the same work gives the same bytes.
+pub fn witness(seed: u8, time: u64) -> Witness {
+    Witness::with_clock(&witness_key(seed), &key(), Box::new(move || time)).unwrap()
 }
 
 pub fn policy() -> Policy {
