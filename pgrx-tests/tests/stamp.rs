@@ -5,13 +5,14 @@
 mod openssl;
 
 use agd_live_tests::record::anchor;
-use agd_live_tests::{Cluster, expect_sqlstate};
+use agd_live_tests::{Cluster, eventually, expect_sqlstate};
 use openssl::server::{Answer, Server};
 use openssl::{Kind, Tsa};
 use postgres::Client;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 const SCHEMA: &str = "
     CREATE EXTENSION agd;
@@ -124,8 +125,25 @@ fn timestamps_and_cosignatures_of_a_real_database() {
         0
     );
     good(&verify);
+
+    // In a loop none is due within the interval, which a stored one has begun; told to stop, it gets one for the newest.
+    let asked = server.asked();
+    let looped =
+        [&publish[..1], &publish[2..publish.len() - 2], &["--tsa-interval", "60m", "--interval", "100ms"]].concat();
+    let program = std::env::var_os("AGD_CLI").unwrap();
+    let mut child = Command::new(program).args(&looped).stdout(std::process::Stdio::null()).spawn().unwrap();
+    orders(&mut client, 310..320);
+    eventually("every anchor is published", Duration::from_secs(30), || count(&mut client, unpublished) == 0);
+    let unstamped = "SELECT count(*) FROM agd.anchors WHERE tenant IS NULL AND timestamped_at IS NULL";
+    assert!(count(&mut client, unstamped) > 0);
+    assert_eq!(server.asked(), asked);
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!((count(&mut client, unstamped), server.asked()), (0, asked + 1));
+    good(&verify);
+
     let stamps = tsr(&store.join(&platform).join("timestamps"));
-    assert_eq!(stamps.len(), 2);
+    assert_eq!(stamps.len(), 3);
     for stamp in &stamps {
         let size = stamp.file_name().unwrap().to_str().unwrap().split_once('.').unwrap().0;
         let checkpoint = std::fs::read(store.join(&platform).join("checkpoints").join(size)).unwrap();

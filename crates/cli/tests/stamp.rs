@@ -469,6 +469,29 @@ fn a_timestamp_before_its_events_is_false() {
     }
 }
 
+/// A port that speaks no TLS: the request does not go out in plain text, and nothing panics for want of a TLS provider.
+#[test]
+fn https_is_tls() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}/tsr", listener.local_addr().unwrap());
+    let client = match Client::new(&url, Duration::from_secs(2)) {
+        Ok(client) => client,
+        // A machine without CA certificates says so.
+        Err(error) => return assert!(matches!(error, TsaError::Roots(_)), "{error}"),
+    };
+    let server = std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut first = [0; 3];
+        stream.read_exact(&mut first).unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+        first
+    });
+    let error = client.ask(b"request").unwrap_err().to_string();
+    assert!(error.contains(&url), "{error}");
+    assert_eq!(server.join().unwrap(), [0x16, 3, 1], "a ClientHello");
+}
+
 #[test]
 fn addresses_that_are_none() {
     for bad in ["", "tsa.example", "ftp://tsa.example/", "http://", "http:///x", "https://user:secret@tsa.example/"] {
