@@ -2,7 +2,8 @@
 """Fuzzes every parser of what may come from a stranger, with libFuzzer and coverage.
 
 A target is a file in crates/fuzz/targets. Inputs that reach new code are kept in target/fuzz/corpus, and what makes a target
-fail in target/fuzz/failures: the next run begins with both. The seeds are the golden vectors.
+fail in target/fuzz/failures: the next run begins with both. The seeds are the golden vectors, and replies of a timestamp authority that
+openssl makes once.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import re
 import subprocess
 
 import setup
-from shell import IS_ROOT, ROOT, Failed, Missing, is_debian, main, output, say, which
+from shell import IS_ROOT, ROOT, Failed, Missing, is_debian, logged, main, output, say, which
 
 TARGETS = sorted(path.stem for path in (ROOT / "crates" / "fuzz" / "targets").glob("*.rs"))
 HOME = ROOT / "target" / "fuzz"
@@ -29,6 +30,46 @@ def golden(name):
     return json.loads((ROOT / "tests" / "golden" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def authority():
+    """The replies of a timestamp authority: one that grants and one that refuses. What the target needs to check them is put into its folder."""
+    folder = HOME / "scratch" / "timestamp"
+    good, bad = folder / "reply.tsr", folder / "refused.tsr"
+    if not bad.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "message").write_text("what was stamped\n", encoding="utf-8")
+        (folder / "serial").write_text("01\n", encoding="utf-8")
+        (folder / "tsa.cnf").write_text(
+            "[req]\ndistinguished_name = dn\n[dn]\n[tsa]\ndefault_tsa = t\n[t]\nserial = serial\nsigner_cert = tsa.pem\nsigner_key = tsa.key\ncerts = ca.pem\n"
+            "signer_digest = sha256\ndefault_policy = 1.2.3.4.1\ndigests = sha256\naccuracy = secs:1\nordering = yes\n"
+            "tsa_name = yes\ness_cert_id_alg = sha256\n",
+            encoding="utf-8",
+        )
+        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "36500", "-config", "tsa.cnf"]
+        is_ca = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+        stamps = ["-addext", "keyUsage=critical,digitalSignature", "-addext", "extendedKeyUsage=critical,timeStamping"]
+        openssl = lambda *arguments: logged(["openssl", *arguments], "openssl cannot make a timestamp authority", cwd=folder)
+        openssl("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Fuzz CA", *is_ca)
+        openssl("req", "-x509", *curve, "-keyout", "tsa.key", "-out", "tsa.pem", "-subj", "/CN=Fuzz TSA", *stamps, "-CA", "ca.pem", "-CAkey", "ca.key")
+        for reply, more in ((good, []), (bad, ["-tspolicy", "1.2.3.4.9"])):
+            openssl("ts", "-query", "-data", "message", "-sha256", "-cert", *more, "-out", "query.tsq")
+            openssl("ts", "-reply", "-config", "tsa.cnf", "-section", "t", "-queryfile", "query.tsq", "-out", reply)
+    return [good.read_bytes(), bad.read_bytes()]
+
+
+def dumps(entries):
+    """Lines of a dump: the first, one with an image that gives its digest, and one with an erased image and one without any."""
+    header = '{"agd_export":1,"logs":[{"first":"0","images":true,"last":"9","origin":"agd-7/db"}]}'
+    entry = entries["entries"][0]["entry"]
+    return [header] + [
+        f'{{"entry":{entry},{erased}"index":"7"{images},"origin":"agd-7/db"{salt}}}'
+        for erased, images, salt in (
+            ("", "", ""),
+            ('"erased":true,', ',"key":null,"old":null', ""),
+            ("", ',"key":"{\\"id\\":1}","new":"{\\"a\\":\\"ü\\"}"', f',"salt":"{"0f" * 16}"'),
+        )
+    ]
+
+
 def seeds():
     """Valid inputs of each target."""
     entries, notes, proofs = golden("entries"), golden("notes")["notes"], golden("proofs")["proofs"]
@@ -39,13 +80,16 @@ def seeds():
     return {
         "bundle": [bytes.fromhex(entries["bundle"]), b""],
         "checkpoint": [note["body"] for note in notes],
+        "dump": dumps(entries),
         "entry": [entry["entry"] for entry in entries["entries"]],
         "incarnation": [checkpoint + checkpoint + "the disk was lost"],
         "note": [note[key] for note in notes for key in ("note", "cosigned")],
         "policy": [f"# ours\n{logs}quorum none\n", f"{logs}{witness}group G any W\nquorum none\n"],
         "store": [bytes([file, how, 0, 9]) + b"1" for file in range(8) for how in range(2)],
         "tile_path": ["tile/0/000", "tile/entries/x001/x234/067.p/8", "tile/3/255.p/255"],
+        "timestamp": authority(),
         "tlog_proof": [proof["proof"] for proof in proofs],
+        "token": [token["token"] for token in golden("tokens")["tokens"]],
         "vkey": vkeys,
     }
 
