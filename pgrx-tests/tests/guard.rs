@@ -100,6 +100,7 @@ fn coverage_shows_every_table() {
         "signer",
         "tenant",
         "tenant_agent_fleet",
+        "tenant_key",
     ];
     assert_eq!(g.column::<String>(own), tables.map(|table| format!("agd.{table} t t")));
     let shown = "SELECT format('%s %s %s', relation, guarded, intact) FROM agd.coverage()

@@ -157,6 +157,6 @@ pub fn expect_intact(session: &mut Session<'_>) -> Result<usize> {
         )?;
     }
     // The partitions are listed beside their root, and agd's own tables of tenants, roles, guards and fleets with the others.
-    expect_equal("tables in agd.coverage()", GUARDED.len() + 2 + 9, rows.len())?;
+    expect_equal("tables in agd.coverage()", GUARDED.len() + 2 + 10, rows.len())?;
     Ok(rows.len())
 }
