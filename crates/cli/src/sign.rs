@@ -52,7 +52,7 @@ pub enum SignError {
     /// Nothing came.
     #[error("there is no statement on standard input")]
     Empty,
-    /// More than [`MAX_STATEMENT`] bytes.
+    /// Longer than anything agd signs: the message names the limit.
     #[error("the statement is longer than {MAX_STATEMENT} bytes")]
     TooLong,
     /// It could be taken for a checkpoint.

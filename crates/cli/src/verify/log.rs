@@ -1,7 +1,7 @@
 //! One log: everything its folder says must follow from its entries.
 //!
 //! Owns the pass over a log: bundle by bundle entries, leaf hashes, tiles of every level, and the root at every published
-//! size. Tiles are looked at on several threads ([`super::tile`]); what one alone cannot tell, and whatever is not clean, is
+//! size. Tiles are looked at on several threads (in `tile`); what one alone cannot tell, and whatever is not clean, is
 //! settled here, in order. Promises that memory is bounded by a few bundles and the open tiles (and a few bytes a
 //! checkpoint), and that a wrong file is named with the entry and byte at which it is wrong. Where an entry bundle and a
 //! tile disagree, the next checkpoint decides which of them is wrong.
