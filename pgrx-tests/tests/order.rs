@@ -150,3 +150,59 @@ fn whoever_waits_for_a_prepared_transaction_comes_after_it() {
     expect_each_event_in_one_leaf(&mut g);
     expect_verified(&mut g);
 }
+
+/// Trap: a pass that takes up many transactions reads them in the order of their numbers, and must enter them in the order
+/// of their commits: with rows between them that were rolled back, that are still in progress, and of large transactions.
+#[test]
+fn many_transactions_in_one_pass_come_in_the_order_of_their_commits() {
+    const WRITERS: usize = 12;
+    let mut g = simple("pass");
+    g.run("DELETE FROM t");
+    anchor(&mut g);
+    let before: i64 = g.one("SELECT count(*) FROM agd.events WHERE leaf_index IS NOT NULL");
+    let begin = |g: &mut Watch, sql: &str| {
+        let mut writer = g.database().connect().unwrap();
+        writer.batch_execute(&format!("BEGIN; {sql}")).unwrap();
+        writer
+    };
+    let mut next = 0;
+    // What is over before the second pass, but in progress at the first.
+    let mut long = begin(&mut g, "INSERT INTO t VALUES (-1, 'long')");
+    let mut expected = Vec::new();
+    for pass in 0..2 {
+        let mut hold = g.database().connect().unwrap();
+        hold.batch_execute("BEGIN; LOCK TABLE agd.sequencer IN ACCESS EXCLUSIVE MODE").unwrap();
+        let mut open: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let rows = if writer == 5 { 300 } else { 1 + writer % 3 };
+                let ids = next..next + rows as i32;
+                next += rows as i32;
+                let sql = format!("INSERT INTO t SELECT g, 'x' FROM generate_series({}, {}) g", ids.start, ids.end - 1);
+                Some((begin(&mut g, &sql), ids))
+            })
+            .collect();
+        // 5 and 12 have no common divisor: each once, now later ones first, now earlier ones.
+        for turn in 0..WRITERS {
+            let place = (turn * 5 + 3) % WRITERS;
+            let (mut writer, ids) = open[place].take().unwrap();
+            if place % 4 == 2 {
+                writer.batch_execute("ROLLBACK").unwrap();
+            } else {
+                writer.batch_execute("COMMIT").unwrap();
+                expected.extend(ids);
+            }
+            if pass == 1 && turn == WRITERS / 2 {
+                long.batch_execute("COMMIT").unwrap();
+                expected.push(-1);
+            }
+        }
+        hold.batch_execute("COMMIT").unwrap();
+        anchor(&mut g);
+        let order: Vec<i32> = g.column(&format!(
+            "SELECT (row_key ->> 'id')::int FROM agd.events WHERE leaf_index >= {before} AND relation = 'public.t' ORDER BY leaf_index"
+        ));
+        assert_eq!(order, expected);
+    }
+    expect_each_event_in_one_leaf(&mut g);
+    expect_verified(&mut g);
+}

@@ -4,7 +4,7 @@
 //! so that they cannot differ. Never writes.
 #![allow(unsafe_code)] // tuples are taken apart by column type
 
-use crate::catalog::{Columns, Relation, Seek, Snapshot, catalog, scan, scan_key, text, varlena};
+use crate::catalog::{Columns, Relation, Scratch, Seek, Snapshot, catalog, scan, scan_key, text, varlena};
 use crate::error::{Error, Result};
 use crate::event;
 use agd_core::{Entry, EventId, ImageKind, image_digest};
@@ -110,6 +110,8 @@ pub struct Reader {
     snapshot: Snapshot,
     columns: Columns,
     memory: pg_sys::MemoryContext,
+    /// What one row's values need to be read.
+    scratch: Scratch,
 }
 
 impl Reader {
@@ -135,6 +137,7 @@ impl Reader {
             columns: Columns::default(),
             // SAFETY: reads a process global; the context that is current here outlives its reader.
             memory: unsafe { pg_sys::CurrentMemoryContext },
+            scratch: Scratch::new(),
         })
     }
 
@@ -159,22 +162,40 @@ impl Reader {
         Ok(found)
     }
 
-    /// Calls `each` with key, tenant and entry bytes of every event of a transaction, in order.
+    /// Calls `each` with the transaction's place in `contexts`, and key, tenant and entry bytes, for every event of
+    /// these transactions, which are in ascending order of their ids. One walk along the index: what other transactions
+    /// left between them is read and passed over.
     pub fn events_of(
         &mut self,
-        context: &Context,
+        contexts: &[&Context],
         entry: &mut Vec<u8>,
-        mut each: impl FnMut(EventKey, Option<&str>, &[u8]) -> Result<()>,
+        mut each: impl FnMut(usize, EventKey, Option<&str>, &[u8]) -> Result<()>,
     ) -> Result<()> {
+        let ([first, ..], [.., last]) = (contexts, contexts) else { return Ok(()) };
         let (event, event_pkey, snapshot) = (self.event, self.event_pkey, self.snapshot.raw());
-        let of_one = || scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_XID8EQ, pg_sys::Datum::from(0));
-        let open = || Seek::new(self.memory, event, event_pkey, snapshot, vec![of_one()]);
+        let open = || {
+            let from = scan_key(1, pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_XID8GE, pg_sys::Datum::from(0));
+            let to = scan_key(1, pg_sys::BTLessEqualStrategyNumber, pg_sys::F_XID8LE, pg_sys::Datum::from(0));
+            Seek::new(self.memory, event, event_pkey, snapshot, vec![from, to])
+        };
         let events = self.events_in_order.get_or_insert_with(open);
-        events.aim(&[context.xact_id.into()]);
+        events.aim(&[first.xact_id.into(), last.xact_id.into()]);
+        let mut place = 0;
         while let Some(tuple) = events.next() {
+            pgrx::check_for_interrupts!();
             self.columns.deform(tuple, events.descriptor());
-            let (key, tenant) = write_entry(context, &self.columns, entry)?;
-            each(key, tenant, entry)?;
+            let xact_id = self.columns.get(event::EVENT_XACT_ID).map_or(0, |value| value.value() as u64);
+            while contexts.get(place).is_some_and(|context| context.xact_id < xact_id) {
+                place += 1;
+            }
+            let Some(context) = contexts.get(place) else { break };
+            if context.xact_id == xact_id {
+                let columns = &self.columns;
+                self.scratch.with(|| {
+                    let (key, tenant) = write_entry(context, columns, entry)?;
+                    each(place, key, tenant, entry)
+                })?;
+            }
         }
         Ok(())
     }

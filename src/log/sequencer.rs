@@ -9,7 +9,6 @@
 //! either a transaction that the old one had in progress, or one in `[old.xmax, new.xmax)`. Point look-ups and one index
 //! range under the new snapshot find them all; what is still in progress stays on the new snapshot's list.
 
-use crate::catalog::Scratch;
 use crate::error::{Error, Result};
 use crate::event::{self, Record};
 use crate::log::record::{Context, EventKey, Reader};
@@ -18,6 +17,7 @@ use crate::{backend, fault, home, query};
 use agd_core::{Checkpoint, Hash, TILE_WIDTH, entry, leaf_hash, name};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// Which tails (leaves beyond the last multiple of 256) a pass anchors.
@@ -54,15 +54,34 @@ pub fn stamp_floor() -> Result<(i64, u64)> {
 struct Due {
     stamp: i64,
     xact_id: u64,
+    /// None: read again when its turn comes.
     context: Option<Box<Context>>,
+    /// Which of the leaves read ahead are its own. None: they are read when its turn comes.
+    leaves: Option<Range<usize>>,
 }
 
 /// So many bytes of transactions' records are kept in memory from the first look at them; the others are read again.
 const CONTEXTS_KEPT: usize = 64 << 20;
 
+/// An event on its way into a log.
+struct Leaf {
+    /// Index into [`Pass::tenants`]; None: the platform's.
+    tenant: Option<u32>,
+    n: u32,
+    hash: Hash,
+}
+
+/// A pass reads at most so many leaves ahead, of 40 bytes each …
+const READ_AHEAD: usize = 1 << 20;
+/// … of transactions with at most so many events: in larger ones the descent for each does not count.
+const SMALL_TRANSACTION: i32 = 256;
+/// So many transactions are read in one walk.
+const RUN: usize = 4096;
+
 struct Pass {
     platform: Log,
-    tenants: HashMap<String, Log>,
+    tenants: Vec<Log>,
+    tenants_by_name: HashMap<String, u32>,
     guard_state: Vec<u8>,
     now: i64,
     outcome: Outcome,
@@ -75,19 +94,19 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
     let old = storage::integrated()?;
     let snapshot = query::one_kept::<String>("SELECT pg_catalog.pg_current_snapshot()::text")?
         .ok_or_else(|| Error::Internal("agd: no snapshot".into()))?;
-    let (snapshot, xmax) = in_recorded_ids(&snapshot, residence.base)
+    let new = Progress::in_recorded_ids(&snapshot, residence.base)
         .ok_or_else(|| Error::Internal(format!("agd: cannot read the snapshot {snapshot}")))?;
 
     let mut reader = Reader::active()?;
     let mut due: Vec<Due> = Vec::new();
     let mut kept = 0;
-    let ranges = old.in_progress.iter().map(|&xact_id| (xact_id, xact_id + 1)).chain([(old.xmax, xmax)]);
+    let ranges = old.in_progress.iter().map(|&xact_id| (xact_id, xact_id + 1)).chain([(old.xmax, new.xmax)]);
     for (from, to) in ranges {
         reader.contexts_between(from, to, |context| {
             let (stamp, xact_id) = (context.stamp, context.xact_id);
             kept += context.bytes();
             let context = (kept < CONTEXTS_KEPT).then(|| Box::new(context));
-            due.push(Due { stamp, xact_id, context });
+            due.push(Due { stamp, xact_id, context, leaves: None });
         })?;
     }
     let waiting_tails = if tails.all { storage::open_logs()? } else { Vec::new() };
@@ -104,14 +123,16 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
     let platform = storage::platform_log()?;
     // The pass that sees a new incarnation's log for the first time sees the transaction that made it, too: that one first.
     let opened_by = platform.opened_by.filter(|_| platform.tree.size() == 0);
-    due.sort_unstable_by_key(|due| (Some(due.xact_id) != opened_by, due.stamp, due.xact_id));
-    if opened_by.is_some() && due.first().map(|due| due.xact_id) != opened_by {
+    if let Some(opened_by) = opened_by
+        && !due.iter().any(|due| due.xact_id == opened_by)
+    {
         return Err(storage::corrupted(format!("the event that begins the log {} is missing", platform.origin)));
     }
 
     let mut pass = Pass {
         platform,
-        tenants: HashMap::new(),
+        tenants: Vec::new(),
+        tenants_by_name: HashMap::new(),
         guard_state,
         // A transaction's start is fixed; the clock is what "now" means for ages.
         now: backend::now(),
@@ -127,34 +148,43 @@ pub fn pass(tails: Tails) -> Result<Outcome> {
         pass.outcome.recorded = true;
     }
 
+    let ahead = pass.read_ahead(&mut reader, &mut due, |from, to| from >= old.xmax && new.nothing_between(from, to))?;
+    due.sort_unstable_by_key(|due| (Some(due.xact_id) != opened_by, due.stamp, due.xact_id));
     let mut last_stamp = old.last_stamp;
     let mut entry = Vec::with_capacity(1024);
-    let scratch = Scratch::new();
-    for Due { stamp, xact_id, context } in due {
-        pgrx::check_for_interrupts!();
+    for Due { stamp, xact_id, context, leaves } in due {
         last_stamp = last_stamp.max(stamp);
-        scratch.with(|| -> Result<()> {
-            let context = match context {
-                Some(context) => *context,
-                None => reader
-                    .context(xact_id)?
-                    .ok_or_else(|| Error::Internal(format!("agd: transaction {xact_id} vanished from its snapshot")))?,
-            };
-            reader.events_of(&context, &mut entry, |key, tenant, entry| pass.integrate(key, tenant, stamp, entry))
+        if let Some(leaves) = leaves {
+            for leaf in &ahead[leaves] {
+                pass.integrate(xact_id, stamp, leaf)?;
+            }
+            continue;
+        }
+        let context = match context {
+            Some(context) => *context,
+            None => reader
+                .context(xact_id)?
+                .ok_or_else(|| Error::Internal(format!("agd: transaction {xact_id} vanished from its snapshot")))?,
+        };
+        reader.events_of(&[&context], &mut entry, |_, key, tenant, entry| {
+            let leaf = pass.leaf(key, tenant, entry)?;
+            pass.integrate(xact_id, stamp, &leaf)
         })?;
     }
 
     for log in waiting_tails {
-        if let Some(tenant) = log.tenant.clone() {
-            pass.tenants.entry(tenant).or_insert(log);
+        if let Some(tenant) = log.tenant.clone()
+            && !pass.tenants_by_name.contains_key(&tenant)
+        {
+            pass.add(tenant, log);
         }
     }
     pass.anchor_tails(tails)?;
-    for log in pass.tenants.values_mut() {
+    for log in &mut pass.tenants {
         log.save()?;
     }
     pass.platform.save()?;
-    storage::save_integrated(&snapshot, last_stamp, &pass.guard_state)?;
+    storage::save_integrated(&new.snapshot, last_stamp, &pass.guard_state)?;
     Ok(pass.outcome)
 }
 
@@ -192,13 +222,31 @@ fn guard_state(tails: Tails) -> Result<Vec<u8>> {
     Ok(state)
 }
 
-/// A snapshot's text (`xmin:xmax:xip,xip`) with the numbers that its transactions are recorded under, and its xmax.
-fn in_recorded_ids(snapshot: &str, base: u64) -> Option<(String, u64)> {
-    let raised = |id: &str| id.parse::<u64>().ok()?.checked_add(base);
-    let mut parts = snapshot.split(':');
-    let (xmin, xmax, list) = (raised(parts.next()?)?, raised(parts.next()?)?, parts.next()?);
-    let list = list.split(',').filter(|id| !id.is_empty()).map(|id| raised(id).map(|id| id.to_string()));
-    Some((format!("{xmin}:{xmax}:{}", list.collect::<Option<Vec<_>>>()?.join(",")), xmax))
+/// A snapshot with the numbers that its transactions are recorded under.
+struct Progress {
+    /// As PostgreSQL writes a pg_snapshot: `xmin:xmax:xip,xip`.
+    snapshot: String,
+    xmax: u64,
+    /// Ascending.
+    in_progress: Vec<u64>,
+}
+
+impl Progress {
+    fn in_recorded_ids(snapshot: &str, base: u64) -> Option<Self> {
+        let raised = |id: &str| id.parse::<u64>().ok()?.checked_add(base);
+        let mut parts = snapshot.split(':');
+        let (xmin, xmax, list) = (raised(parts.next()?)?, raised(parts.next()?)?, parts.next()?);
+        let list = list.split(',').filter(|id| !id.is_empty());
+        let in_progress = list.map(raised).collect::<Option<Vec<_>>>()?;
+        let list: Vec<_> = in_progress.iter().map(u64::to_string).collect();
+        Some(Progress { snapshot: format!("{xmin}:{xmax}:{}", list.join(",")), xmax, in_progress })
+    }
+
+    /// Is no transaction between these two in progress?
+    fn nothing_between(&self, from: u64, to: u64) -> bool {
+        let at = self.in_progress.partition_point(|&xact_id| xact_id <= from);
+        self.in_progress.get(at).is_none_or(|&xact_id| xact_id >= to)
+    }
 }
 
 /// What the log says of a new guard state: its digest, and which guards are not intact.
@@ -222,34 +270,86 @@ fn record(action: &str, body: &str) -> Result<()> {
 }
 
 impl Pass {
-    fn integrate(&mut self, key: EventKey, tenant: Option<&str>, stamp: i64, entry: &[u8]) -> Result<()> {
-        let log = match tenant {
-            None => &mut self.platform,
-            Some(tenant) => {
-                if !self.tenants.contains_key(tenant) {
-                    let incarnation = self.platform.incarnation;
-                    let log = match storage::tenant_log(tenant, incarnation)? {
-                        Some(log) => log,
-                        None => {
-                            let origin = name::tenant_origin(&self.platform.origin, tenant);
-                            storage::create_log(&origin, Some(tenant), incarnation, None)?
-                        }
-                    };
-                    self.tenants.insert(tenant.to_owned(), log);
+    /// Computes the leaves of small transactions whose events lie beside each other, before their turn comes: one walk
+    /// along the index for many of them, where the order of their stamps would need a descent for each. `due` is in the order of
+    /// transaction ids; `beside` says of two neighbours in it that the table has no more than dead rows between them.
+    fn read_ahead(
+        &mut self,
+        reader: &mut Reader,
+        due: &mut [Due],
+        beside: impl Fn(u64, u64) -> bool,
+    ) -> Result<Vec<Leaf>> {
+        let small = |due: &Due| due.context.as_ref().is_some_and(|context| context.events <= SMALL_TRANSACTION);
+        let mut leaves = Vec::new();
+        let mut entry = Vec::with_capacity(1024);
+        for run in due.chunk_by_mut(|a, b| small(a) && small(b) && beside(a.xact_id, b.xact_id)) {
+            for run in run.chunks_mut(RUN) {
+                if run.len() < 2 || leaves.len() >= READ_AHEAD {
+                    continue;
                 }
-                self.tenants.get_mut(tenant).ok_or_else(|| Error::Internal("agd: a log was lost".into()))?
+                let contexts: Vec<&Context> = run.iter().filter_map(|due| due.context.as_deref()).collect();
+                let mut ends = vec![0; contexts.len()];
+                let begin = leaves.len();
+                reader.events_of(&contexts, &mut entry, |place, key, tenant, entry| {
+                    leaves.push(self.leaf(key, tenant, entry)?);
+                    ends[place] = leaves.len();
+                    Ok(())
+                })?;
+                let mut begin = begin;
+                for (due, end) in run.iter_mut().zip(ends) {
+                    // One without events leaves the zero.
+                    due.leaves = Some(begin..end.max(begin));
+                    begin = end.max(begin);
+                }
+            }
+        }
+        Ok(leaves)
+    }
+
+    /// An event's leaf, and whose log it belongs to; a tenant's first event makes its log.
+    fn leaf(&mut self, key: EventKey, tenant: Option<&str>, entry: &[u8]) -> Result<Leaf> {
+        let tenant = tenant.map(|tenant| self.tenant(tenant)).transpose()?;
+        Ok(Leaf { tenant, n: key.n, hash: leaf_hash(entry) })
+    }
+
+    fn tenant(&mut self, tenant: &str) -> Result<u32> {
+        if let Some(&index) = self.tenants_by_name.get(tenant) {
+            return Ok(index);
+        }
+        let incarnation = self.platform.incarnation;
+        let log = match storage::tenant_log(tenant, incarnation)? {
+            Some(log) => log,
+            None => {
+                let origin = name::tenant_origin(&self.platform.origin, tenant);
+                storage::create_log(&origin, Some(tenant), incarnation, None)?
             }
         };
-        log.append(leaf_hash(entry), key, stamp, self.now)?;
+        Ok(self.add(tenant.to_owned(), log))
+    }
+
+    fn add(&mut self, tenant: String, log: Log) -> u32 {
+        let index = self.tenants.len() as u32;
+        self.tenants.push(log);
+        self.tenants_by_name.insert(tenant, index);
+        index
+    }
+
+    fn integrate(&mut self, xact_id: u64, stamp: i64, leaf: &Leaf) -> Result<()> {
+        let log = match leaf.tenant {
+            None => &mut self.platform,
+            Some(tenant) => &mut self.tenants[tenant as usize],
+        };
+        log.append(leaf.hash, EventKey { xact_id, n: leaf.n }, stamp, self.now)?;
         self.outcome.events += 1;
         if log.tree.size().is_multiple_of(TILE_WIDTH) {
+            pgrx::check_for_interrupts!();
             anchor(log, &self.guard_state, self.now, &mut self.outcome)?;
         }
         Ok(())
     }
 
     fn anchor_tails(&mut self, tails: Tails) -> Result<()> {
-        for log in self.tenants.values_mut().chain([&mut self.platform]) {
+        for log in self.tenants.iter_mut().chain([&mut self.platform]) {
             if log.open_since.is_some() && (tails.all || tails.platform && log.tenant.is_none()) {
                 anchor(log, &self.guard_state, self.now, &mut self.outcome)?;
                 self.outcome.anchored_tail |= log.tenant.is_some();
