@@ -340,14 +340,23 @@ mod tests {
         assert_eq!((rows, recorded), (1, 1));
     }
 
-    /// The memory of used tokens: nothing is forgotten that has not expired, and it is nearly full before one is refused.
+    /// The memory of used tokens: nothing is forgotten that has not expired; a tenant's share is nearly full before one of
+    /// its tokens is refused, is never more than a quarter, and leaves room for all others.
     #[pg_test]
-    fn used_tokens_find_a_place_until_there_is_none() {
-        use crate::tenant::used::trial::{expiring, filled};
+    fn used_tokens_find_a_place_until_their_tenant_has_no_more() {
+        use crate::tenant::used::trial::{Set, expiring};
         assert_eq!(expiring(), [Some(true), Some(false), None, Some(true), None, Some(true)]);
-        for capacity in [1 << 10, 1 << 17] {
-            let filled = filled(capacity);
-            assert!(filled > capacity * 3 / 4 && filled <= capacity, "{filled} of {capacity}");
+        for capacity in [1 << 12, 1 << 17] {
+            let mut set = Set::new(capacity);
+            let quarter = capacity / 4;
+            let first_refused = (0..).find(|&n| !set.takes(0, n)).unwrap_or_default() as usize;
+            assert!(first_refused > quarter / 2 && first_refused <= quarter, "{first_refused} of {quarter}");
+            // Whatever else it tries.
+            let more = (0..4 * capacity as u64).filter(|&n| set.takes(0, (1 << 32) + n)).count();
+            assert!(first_refused + more <= quarter, "{first_refused} and {more} of {quarter}");
+            let others = (1..=20).flat_map(|tenant| (0..quarter as u64 / 40).map(move |n| (tenant, n)));
+            let (accepted, refused): (Vec<_>, Vec<_>) = others.partition(|&(tenant, n)| set.takes(tenant, n));
+            assert!(refused.len() * 1_000 <= accepted.len(), "{} of {} refused", refused.len(), accepted.len());
         }
     }
 }

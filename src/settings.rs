@@ -12,7 +12,7 @@ static MAX_UNSEQUENCED_EVENTS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static MAX_UNPUBLISHED_ANCHORS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static CEILING_WAIT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static TOKEN_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(LONGEST_TOKEN);
-static MAX_LIVE_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(131_072);
+static MAX_LIVE_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(524_288);
 static LOG_NAME: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 
 /// What no setting exceeds, in seconds.
@@ -74,9 +74,9 @@ pub fn init() {
     GucRegistry::define_int_guc(
         c"agd.max_live_tokens",
         c"So many used tokens are remembered until they expire; 24 bytes of shared memory each.",
-        c"While there is no room, agd.bind() fails with SQLSTATE 53400.",
+        c"One tenant's take at most a quarter. While there is no room, agd.bind() fails with SQLSTATE 53400.",
         &MAX_LIVE_TOKENS,
-        1_024,
+        4_096,
         1 << 26,
         GucContext::Postmaster,
         GucFlags::default(),

@@ -21,6 +21,7 @@ mod shapes;
 mod stats;
 mod tenant;
 mod tpcb;
+mod turns;
 mod variant;
 
 use options::{Group, Options};

@@ -4,11 +4,12 @@
 use crate::report::Section;
 use crate::server::{self, Session, pgbench};
 use crate::stats::{figure, grouped, median, ratios, raw, spread};
+use crate::turns::{self, Variant};
 use crate::{Bench, Result};
 use agd_live_tests::Cluster;
 use agd_live_tests::token::Issuer;
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const TENANTS: u32 = 10;
 /// The login role of tenant t1.
@@ -17,100 +18,146 @@ const ROLE: &str = "bench_tenant";
 const BY_HAND: &str = "by_hand";
 const GUARDED: &str = "guarded";
 
+/// Tables of these sizes; the first as one that fits into a few pages.
+fn sizes(bench: &Bench) -> [u32; 2] {
+    [1_000, bench.options.pick(10_000_000, 50_000)]
+}
+
 pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
-    let rows: u32 = bench.options.pick(200_000, 50_000);
-    let seconds: u32 = bench.options.pick(8, 1);
-    let rounds = bench.options.rounds();
     let cluster = server::start("agd")?;
     Session::open(&cluster, "postgres")?.run(&format!("CREATE ROLE {ROLE} LOGIN"))?;
     server::create_database(&cluster, BY_HAND, None)?;
     let mut session = Session::open(&cluster, BY_HAND)?;
-    session.run(&format!(
-        "CREATE TABLE orders (id int PRIMARY KEY, tenant text NOT NULL, customer int, amount numeric(12,2), note text);
-         INSERT INTO orders SELECT g, 't' || g % {TENANTS}, g % 1000, g / 100.0, 'order ' || g FROM generate_series(1, {rows}) g;
-         CREATE INDEX ON orders (tenant, id);
-         GRANT SELECT ON orders TO {ROLE}"
-    ))?;
+    for rows in sizes(bench) {
+        bench.progress(&format!("tenant: {} rows", grouped(u64::from(rows))));
+        session.run(&format!(
+            "CREATE TABLE orders_{rows} (id int PRIMARY KEY, tenant text NOT NULL, customer int, amount numeric(12,2), note text);
+             INSERT INTO orders_{rows} SELECT g, 't' || g % {TENANTS}, g % 1000, g / 100.0, 'order ' || g
+               FROM generate_series(1, {rows}) g;
+             CREATE INDEX ON orders_{rows} (tenant, id);
+             GRANT SELECT ON orders_{rows} TO {ROLE};
+             VACUUM ANALYZE orders_{rows}"
+        ))?;
+    }
+    session.run("CHECKPOINT")?;
     drop(session);
     server::create_database(&cluster, GUARDED, Some(BY_HAND))?;
 
-    // The sub-select is what one is advised to write: the setting is then read once a query, not once a row.
-    Session::open(&cluster, BY_HAND)?.run(&format!(
-        "ALTER TABLE orders ENABLE ROW LEVEL SECURITY;
-         CREATE POLICY wall ON orders USING (tenant = (SELECT current_setting('app.tenant')));
-         ALTER ROLE {ROLE} SET app.tenant = 't1'"
-    ))?;
+    let mut session = Session::open(&cluster, BY_HAND)?;
+    session.run(&format!("ALTER ROLE {ROLE} SET app.tenant = 't1'"))?;
+    for rows in sizes(bench) {
+        // The sub-select is what one is advised to write: the setting is then read once a query, not once a row.
+        session.run(&format!(
+            "ALTER TABLE orders_{rows} ENABLE ROW LEVEL SECURITY;
+             CREATE POLICY wall ON orders_{rows} USING (tenant = (SELECT current_setting('app.tenant')))"
+        ))?;
+    }
     let mut session = Session::open(&cluster, GUARDED)?;
     session.run("CREATE EXTENSION agd")?;
     for tenant in 0..TENANTS {
         session.run(&format!("SELECT agd.create_tenant('t{tenant}')"))?;
     }
-    session.run(&format!(
-        "SELECT agd.map_role('{ROLE}', 't1');
-         GRANT agd_tenant TO {ROLE};
-         SELECT agd.guard('orders', tenant_column => 'tenant', baseline => false)"
-    ))?;
+    session.run(&format!("SELECT agd.map_role('{ROLE}', 't1'); GRANT agd_tenant TO {ROLE}"))?;
+    for rows in sizes(bench) {
+        session.run(&format!("SELECT agd.guard('orders_{rows}', tenant_column => 'tenant', baseline => false)"))?;
+    }
     session.anchor()?;
-    for database in [BY_HAND, GUARDED] {
-        let mut session = Session::open(&cluster, database)?;
-        session.run("VACUUM ANALYZE orders")?;
-        session.run("CHECKPOINT")?;
-        // Both must show the same rows, or they do not do the same work.
-        let mut client = cluster.client(ROLE, database)?;
-        let seen: i64 = client.query_one("SELECT count(*) FROM orders", &[])?.try_get(0)?;
-        if seen != i64::from(rows / TENANTS) {
-            return Err(format!("{database}: the tenant sees {seen} rows, not {}", rows / TENANTS).into());
-        }
-    }
+    Ok(vec![reading(bench, &cluster)?, writing(bench, &cluster)?, binding(bench, &cluster)?])
+}
 
-    let queries = [
-        (
-            "one row by its key",
-            format!("\\set n random(1, {}) * {TENANTS} + 1\nSELECT * FROM orders WHERE id = :n;\n", rows / TENANTS - 1),
-        ),
-        ("the newest 50 rows", "SELECT * FROM orders ORDER BY id DESC LIMIT 50;\n".to_owned()),
-        ("a sum over all of the tenant's rows", "SELECT count(*), sum(amount) FROM orders;\n".to_owned()),
-    ];
-    let mut tps: HashMap<(&str, &str), Vec<f64>> = HashMap::new();
-    for (number, (name, script)) in queries.iter().enumerate() {
-        let file = bench.scratch.write(&format!("select{number}.sql"), script)?;
-        for round in 0..=rounds {
-            let turns = if round % 2 == 0 { [BY_HAND, GUARDED] } else { [GUARDED, BY_HAND] };
-            for database in turns {
-                let seed = format!("--random-seed={}", round + 1);
-                let found =
-                    pgbench(&cluster, database, 1, seconds, &["-U", ROLE, "-M", "prepared", &seed, "-f", &file])?;
-                if round > 0 {
-                    tps.entry((name, database)).or_default().push(found);
-                }
-            }
-        }
-        bench.progress(&format!("tenant: {name}"));
-    }
-
+fn reading(bench: &Bench, cluster: &Cluster) -> Result<Section> {
+    let each = Duration::from_secs(bench.options.pick(5, 1));
+    let rounds = bench.options.rounds();
     let mut section = Section::new(
         "tenant",
-        "A tenant's SELECT, queries a second",
-        &["", "policy by hand", "agd", "of the one by hand", "goal"],
+        "A tenant's SELECT, microseconds a query",
+        &["rows", "", "policy by hand", "agd", "speed, of the one by hand", "goal"],
     );
-    for (name, _) in &queries {
-        let (by_hand, guarded) = (&tps[&(*name, BY_HAND)], &tps[&(*name, GUARDED)]);
-        section.rows.push(vec![
-            (*name).to_owned(),
-            figure(median(by_hand)),
-            figure(median(guarded)),
-            spread(&ratios(guarded, by_hand)),
-            "≥ 0.98".into(),
-        ]);
-        section.raw[format!("{name} / by_hand / tps")] = raw(by_hand);
-        section.raw[format!("{name} / agd / tps")] = raw(guarded);
+    for rows in sizes(bench) {
+        for database in [BY_HAND, GUARDED] {
+            // Both must show the same rows, or they do not do the same work.
+            let count = format!("SELECT count(*) FROM orders_{rows}");
+            let seen: i64 = cluster.client(ROLE, database)?.query_one(&count, &[])?.try_get(0)?;
+            if seen != i64::from(rows / TENANTS) {
+                return Err(format!("{database}: the tenant sees {seen} rows, not {}", rows / TENANTS).into());
+            }
+        }
+        for (name, query, keyed) in [
+            ("one row by its key", format!("SELECT * FROM orders_{rows} WHERE id = $1"), true),
+            ("the newest 50 rows", format!("SELECT * FROM orders_{rows} ORDER BY id DESC LIMIT 50"), false),
+            ("a sum over all of the tenant's rows", format!("SELECT count(*), sum(amount) FROM orders_{rows}"), false),
+        ] {
+            let variant = |database| Variant::new(cluster.client(ROLE, database)?, &query);
+            let mut variants = [variant(BY_HAND)?, variant(GUARDED)?];
+            // Rows of the tenant t1, all over the table.
+            let row = |number: usize| (number as u64 * 7_919 % u64::from(rows / TENANTS)) as i32 * TENANTS as i32 + 1;
+            let [by_hand, guarded] = turns::take(&mut variants, rounds, each, |number| keyed.then(|| row(number)))?;
+            section.rows.push(vec![
+                grouped(u64::from(rows)),
+                name.to_owned(),
+                figure(median(&by_hand)),
+                figure(median(&guarded)),
+                spread(&ratios(&by_hand, &guarded)),
+                "≥ 0.98".into(),
+            ]);
+            section.raw[format!("{rows} rows / {name} / by_hand / us")] = raw(&by_hand);
+            section.raw[format!("{rows} rows / {name} / agd / us")] = raw(&guarded);
+            bench.progress(&format!("tenant: {} rows, {name}", grouped(u64::from(rows))));
+        }
     }
     section.notes.push(format!(
-        "{} rows of {TENANTS} tenants, index on (tenant, id), one client, prepared statements, {rounds} rounds of {seconds} s. \
-         By hand: `USING (tenant = (SELECT current_setting('app.tenant')))`.",
-        grouped(u64::from(rows))
+        "{TENANTS} tenants, index on (tenant, id), prepared statements, unix socket; the two take turns query by query, medians of \
+         {rounds} rounds of {} s. By hand: `USING (tenant = (SELECT current_setting('app.tenant')))`.",
+        each.as_secs()
     ));
-    Ok(vec![section, binding(bench, &cluster)?])
+    Ok(section)
+}
+
+/// What a binding by role adds to a write: the same role writes one row of a guarded table without tenants, and of one whose
+/// rows belong to its tenant.
+fn writing(bench: &Bench, cluster: &Cluster) -> Result<Section> {
+    const WITHOUT: &str = "guarded, no tenant column";
+    const WITH: &str = "guarded, tenant column, role mapped to the tenant";
+    let (seconds, rounds) = (bench.options.pick(5, 1), bench.options.rounds());
+    let mut session = Session::open(cluster, GUARDED)?;
+    session.run(&format!(
+        "CREATE ROLE bench_unbound LOGIN;
+         CREATE TABLE free (id int PRIMARY KEY, tenant text NOT NULL, v int);
+         INSERT INTO free SELECT g, 't1', 0 FROM generate_series(1, 1000) g;
+         CREATE TABLE owned (LIKE free INCLUDING ALL);
+         INSERT INTO owned SELECT * FROM free;
+         GRANT SELECT, UPDATE ON free, owned TO {ROLE}, bench_unbound;
+         SELECT agd.guard('free', baseline => false), agd.guard('owned', tenant_column => 'tenant', baseline => false)"
+    ))?;
+    let mut tps: HashMap<&str, Vec<f64>> = HashMap::new();
+    for round in 0..=rounds {
+        let mut turns = [(WITHOUT, "bench_unbound", "free"), (WITH, ROLE, "owned")];
+        if round % 2 == 1 {
+            turns.reverse();
+        }
+        for (name, role, table) in turns {
+            let script = format!("\\set n random(1, 1000)\nUPDATE {table} SET v = v + 1 WHERE id = :n;\n");
+            let file = bench.scratch.write(&format!("{table}.sql"), &script)?;
+            let seed = format!("--random-seed={}", round + 1);
+            let found = pgbench(cluster, GUARDED, 1, seconds, &["-U", role, "-M", "prepared", &seed, "-f", &file])?;
+            session.anchor()?;
+            if round > 0 {
+                tps.entry(name).or_default().push(found);
+            }
+        }
+    }
+    bench.progress("tenant: writes");
+    let (without, with) = (&tps[WITHOUT], &tps[WITH]);
+    let mut section = Section::new(
+        "tenant_write",
+        "Binding by role: UPDATE of one row, transactions a second (pgbench, one client)",
+        &["", "tps", "of the one without"],
+    );
+    section.rows.push(vec![WITHOUT.into(), figure(median(without)), String::new()]);
+    section.rows.push(vec![WITH.into(), figure(median(with)), spread(&ratios(with, without))]);
+    section.raw["without tenant / tps".to_owned()] = raw(without);
+    section.raw["role binding / tps".to_owned()] = raw(with);
+    Ok(section)
 }
 
 /// `agd.bind()` and `agd.enter()` at the beginning of a transaction, next to a query that does nothing.

@@ -144,7 +144,7 @@ fn bind(token: &str, concerned: &mut Option<String>) -> Result<String> {
     }
     must_come_first("agd.bind()")?;
     let Claims { tenant, principal, scopes, expires_at, token_id, .. } = claims;
-    if !used::remember(parsed.kid(), &token_id, expires_at)? {
+    if !used::remember(&tenant, parsed.kid(), &token_id, expires_at)? {
         return Err(binding::refused(
             "the token was used already",
             "A token binds one transaction. Issue another one, with another jti.",

@@ -2,7 +2,8 @@
 //!
 //! Owns the set of used token ids in shared memory, which a ROLLBACK cannot undo, and the clock by which tokens end.
 //! Promises that an id is accepted once while it is remembered; that it is remembered until its token has expired; that
-//! when there is no room the next token is refused, not an old one forgotten; and that a token that may have been used
+//! when there is no room the next token is refused, not an old one forgotten; that one tenant's tokens never take more than
+//! a quarter of the places, so that they do not keep others from binding; and that a token that may have been used
 //! before the memory began (the server started, or recovered from a crash, or was promoted) is refused for having been
 //! issued before. The clock never steps back while the server runs, so a token that has expired stays expired.
 //!
@@ -17,9 +18,14 @@ use pgrx::pg_sys;
 use sha2::{Digest as _, Sha256};
 use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
 
-/// Where an id may stand: in one of this many places from its own on. All of them are looked at each time (12 kB). Until three
-/// quarters of all places are taken, a new id finds one with near certainty.
-const WINDOW: usize = 512;
+/// Places lie in blocks of this many.
+const BLOCK: usize = 64;
+/// An id may stand in so many blocks of its tenant's share. All of them are looked at each time (12 kB). Until three quarters of
+/// the share are taken, a new id finds a place with near certainty.
+const WAYS: usize = 8;
+/// A tenant's share is this part of all blocks, which ones is a secret. Shares overlap: with one of them full, each block of
+/// another is full with a probability of a quarter, all that an id may stand in with one of 1 in 65,536.
+const SHARES: usize = 4;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -37,7 +43,7 @@ struct Memory {
     writable: AtomicI64,
     /// The latest time that was seen.
     latest: AtomicI64,
-    /// Makes places unpredictable: nobody can aim at another's.
+    /// Makes shares and places unpredictable: nobody can aim at another's.
     secret: [u8; 32],
     capacity: usize,
     lock: *mut pg_sys::LWLock,
@@ -128,10 +134,10 @@ pub fn unix_seconds(micros: i64) -> u64 {
     u64::try_from(micros.saturating_add(crate::log::record::EPOCH_DIFFERENCE).div_euclid(1_000_000)).unwrap_or_default()
 }
 
-/// Remembers a token that is about to bind. False: it was used already. 53400 when there is no room for it.
+/// Remembers a tenant's token that is about to bind. False: it was used already. 53400 when there is no room for it.
 ///
 /// The one thing in a transaction that its end does not undo.
-pub fn remember(kid: &str, token_id: &str, expires_at: u64) -> Result<bool> {
+pub fn remember(tenant: &str, kid: &str, token_id: &str, expires_at: u64) -> Result<bool> {
     let memory = MEMORY.load(Ordering::Acquire);
     if memory.is_null() {
         return Err(crate::shmem::not_preloaded());
@@ -140,44 +146,64 @@ pub fn remember(kid: &str, token_id: &str, expires_at: u64) -> Result<bool> {
     // SAFETY: attach() filled the fixed part, which nobody changes; a process global.
     let (secret, capacity, lock, database) =
         unsafe { ((*memory).secret, (*memory).capacity, (*memory).lock, pg_sys::MyDatabaseId) };
-    let digest = Sha256::new()
-        .chain_update(secret)
-        .chain_update(database.to_u32().to_be_bytes())
-        .chain_update((kid.len() as u64).to_be_bytes())
-        .chain_update(kid)
-        .chain_update(token_id)
-        .finalize();
-    let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|byte| digest[at + byte]));
-    let key = [word(0), word(8)];
-    let first = (word(16) % capacity as u64) as usize;
+    let whose = Sha256::new().chain_update(secret).chain_update(database.to_u32().to_be_bytes());
+    // A key id is one tenant's for good: the same token always has the same places.
+    let share = words(whose.clone().chain_update([1]).chain_update(tenant))[0];
+    let id = whose.chain_update([2]).chain_update((kid.len() as u64).to_be_bytes()).chain_update(kid);
+    let [a, b, at, _] = words(id.chain_update(token_id));
+    let (key, blocks) = ([a, b], blocks(capacity, share, at));
 
     // SAFETY: the lock is PostgreSQL's own; nothing between can raise. The entries lie behind the fixed part.
     let outcome = unsafe {
         pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
         let entries = std::slice::from_raw_parts_mut((&raw mut (*memory).entries).cast::<Entry>(), capacity);
-        let outcome = place(entries, first, key, expires_at, now);
+        let outcome = place(entries, &blocks, key, expires_at, now);
         pg_sys::LWLockRelease(lock);
         outcome
     };
     outcome.ok_or_else(|| Error::OverCeiling {
-        message: format!("more tokens are in use than agd remembers (agd.max_live_tokens = {capacity})"),
-        hint:
-            "A used token is remembered until it expires. Issue tokens that live shorter (agd.token_max_lifetime), or \
-               raise agd.max_live_tokens and restart the server."
-                .into(),
+        message: format!("agd cannot remember another used token of tenant \"{tenant}\""),
+        hint: format!(
+            "A used token is remembered until it expires, and one tenant's take at most a quarter of \
+             agd.max_live_tokens ({capacity}). Issue tokens that live shorter (agd.token_max_lifetime), or raise \
+             agd.max_live_tokens and restart the server."
+        ),
     })
 }
 
+fn words(digest: Sha256) -> [u64; 4] {
+    let digest = digest.finalize();
+    std::array::from_fn(|word| u64::from_ne_bytes(std::array::from_fn(|byte| digest[8 * word + byte])))
+}
+
+/// The first places of the blocks in which an id may stand.
+fn blocks(capacity: usize, share: u64, id: u64) -> [usize; WAYS] {
+    let all = capacity / BLOCK;
+    let own = (all / SHARES).max(1) as u64;
+    std::array::from_fn(|way| {
+        // Which of the share's blocks, and where that one lies.
+        let slot = mix(id.wrapping_add(way as u64)) % own;
+        (mix(share.wrapping_add(slot)) % all as u64) as usize * BLOCK
+    })
+}
+
+/// Spreads what differs little (the last step of SplitMix64).
+fn mix(word: u64) -> u64 {
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
 /// Some(true): it was put there; Some(false): it was there; None: there is no place.
-fn place(entries: &mut [Entry], first: usize, key: [u64; 2], expires_at: u64, now: u64) -> Option<bool> {
+fn place(entries: &mut [Entry], blocks: &[usize], key: [u64; 2], expires_at: u64, now: u64) -> Option<bool> {
     let mut free = None;
-    for step in 0..WINDOW.min(entries.len()) {
-        let index = (first + step) % entries.len();
-        let entry = &entries[index];
-        if entry.expires_at <= now {
-            free = free.or(Some(index));
-        } else if entry.key == key {
-            return Some(false);
+    for &first in blocks {
+        for (index, entry) in entries.iter().enumerate().skip(first).take(BLOCK) {
+            if entry.expires_at <= now {
+                free = free.or(Some(index));
+            } else if entry.key == key {
+                return Some(false);
+            }
         }
     }
     entries[free?] = Entry { key, expires_at };
@@ -188,35 +214,38 @@ fn place(entries: &mut [Entry], first: usize, key: [u64; 2], expires_at: u64, no
 pub mod trial {
     //! The set without a server, for tests.
 
-    use super::{Entry, place};
+    use super::{BLOCK, Entry, blocks, place, words};
+    use sha2::{Digest as _, Sha256};
 
-    /// How many ids of tokens that never expire find a place before one does not, with places as SHA-256 gives them.
-    pub fn filled(capacity: usize) -> usize {
-        let mut entries = vec![Entry { key: [0; 2], expires_at: 0 }; capacity];
-        let random = |n: u64| {
-            let digest = <sha2::Sha256 as sha2::Digest>::digest(n.to_be_bytes());
-            std::array::from_fn::<u64, 3, _>(|word| {
-                u64::from_ne_bytes(std::array::from_fn(|byte| digest[8 * word + byte]))
-            })
-        };
-        (0..)
-            .find(|&n| {
-                let [a, b, at] = random(n);
-                place(&mut entries, (at % capacity as u64) as usize, [a, b], 2, 1).is_none()
-            })
-            .unwrap_or_default() as usize
+    /// A set of so many places.
+    pub struct Set(Vec<Entry>);
+
+    impl Set {
+        /// An empty one.
+        pub fn new(capacity: usize) -> Self {
+            Self(vec![Entry { key: [0; 2], expires_at: 0 }; capacity])
+        }
+
+        /// Does the tenant's n-th id, of a token that never expires, find a place, with places as SHA-256 gives them?
+        pub fn takes(&mut self, tenant: u64, n: u64) -> bool {
+            let [share, ..] = words(Sha256::new().chain_update(tenant.to_be_bytes()));
+            let [a, b, at, _] = words(Sha256::new().chain_update(tenant.to_be_bytes()).chain_update(n.to_be_bytes()));
+            let blocks = blocks(self.0.len(), share, at);
+            place(&mut self.0, &blocks, [a, b], 2, 1) == Some(true)
+        }
     }
 
     /// A place is given again when its token has expired, and not before.
     pub fn expiring() -> [Option<bool>; 6] {
-        let mut entries = vec![Entry { key: [0; 2], expires_at: 0 }; 1];
+        let mut entries = vec![Entry { key: [9, 9], expires_at: 99 }; BLOCK];
+        entries[5].expires_at = 0;
         [
-            place(&mut entries, 0, [1, 1], 10, 5),
-            place(&mut entries, 0, [1, 1], 10, 9),
-            place(&mut entries, 0, [2, 2], 20, 9),
-            place(&mut entries, 0, [2, 2], 20, 10),
-            place(&mut entries, 0, [1, 1], 30, 19),
-            place(&mut entries, 0, [1, 1], 30, 20),
+            place(&mut entries, &[0], [1, 1], 10, 5),
+            place(&mut entries, &[0], [1, 1], 10, 9),
+            place(&mut entries, &[0], [2, 2], 20, 9),
+            place(&mut entries, &[0], [2, 2], 20, 10),
+            place(&mut entries, &[0], [1, 1], 30, 19),
+            place(&mut entries, &[0], [1, 1], 30, 20),
         ]
     }
 }
