@@ -531,6 +531,31 @@ impl Columns {
         }
     }
 
+    /// Fetches the large values that an UPDATE left alone, once for both rows: those that are stored out of line, in the same
+    /// place. Every look at one of them would fetch it again.
+    pub fn fetch_unchanged(&mut self, new: &mut Columns, descriptor: pg_sys::TupleDesc) {
+        for index in 0..self.values.len().min(new.values.len()) {
+            // SAFETY: there are as many attributes as values (`deform`).
+            let attribute = unsafe { &*attribute(descriptor, index) };
+            if attribute.attlen != -1 || self.nulls[index] || new.nulls[index] {
+                continue;
+            }
+            let (old, new) = (&mut self.values[index], &mut new.values[index]);
+            // SAFETY: attlen -1 is a varlena, and one that is stored out of line is a header and a pointer, as long as it says.
+            unsafe {
+                let pointer = |value: pg_sys::Datum| {
+                    let value = value.cast_mut_ptr::<pg_sys::varlena>();
+                    pgrx::varatt_is_1b_e(value)
+                        .then(|| std::slice::from_raw_parts(value.cast::<u8>(), pgrx::varsize_external(value)))
+                };
+                if pointer(*old).is_some() && pointer(*old) == pointer(*new) {
+                    *old = pg_sys::Datum::from(pg_sys::pg_detoast_datum(old.cast_mut_ptr()));
+                    *new = *old;
+                }
+            }
+        }
+    }
+
     /// The value at an index from 0; None: SQL NULL.
     pub fn get(&self, index: usize) -> Option<pg_sys::Datum> {
         (!self.nulls[index]).then(|| self.values[index])

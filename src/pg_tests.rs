@@ -161,6 +161,16 @@ mod tests {
             ),
             4
         );
+        // Each image holds the value as it was then, whether the statement touched it or not.
+        let images = "SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', action, image->>'small', image->>'large' = plain, image->>'large' = plain || 'x'),
+                                                   ', ' ORDER BY n, side)
+                        FROM agd.event, (SELECT string_agg(md5(i::text), '') FROM generate_series(1, 20000) i) p(plain),
+                             LATERAL (VALUES (1, old), (2, new)) i(side, image)
+                       WHERE relation NOT LIKE 'agd.%' AND image IS NOT NULL";
+        assert_eq!(
+            one::<String>(images),
+            "INSERT 1 t f, UPDATE 1 t f, UPDATE 2 t f, UPDATE 2 t f, UPDATE 2 f t, DELETE 2 f t"
+        );
     }
 
     #[pg_test]

@@ -193,6 +193,11 @@ fn record_write(call: &Call) -> Result<pg_sys::HeapTuple> {
         if has_new {
             rows.new.deform(tuple, call.descriptor());
         }
+        // SAFETY: a trigger's tuple is valid for the call.
+        let out_of_line = || unsafe { (*(*tuple).t_data).t_infomask } as u32 & pg_sys::HEAP_HASEXTERNAL != 0;
+        if operation == Operation::Update && out_of_line() {
+            rows.old.fetch_unchanged(&mut rows.new, call.descriptor());
+        }
         if guard.own {
             keep_names(&guard, operation, rows)?;
             fleet::check_write(&guard, operation, &rows.old, &rows.new)?;
