@@ -83,6 +83,12 @@ CREATE FUNCTION agd.current_scopes() RETURNS text[]
 COMMENT ON FUNCTION agd.current_scopes() IS
   'the scopes of the token that this transaction is bound by, for policies of your own; NULL: it named none';
 
+CREATE FUNCTION agd.current_fleet() RETURNS text
+  LANGUAGE c STABLE PARALLEL RESTRICTED
+  AS 'MODULE_PATHNAME', 'agd_current_fleet';
+COMMENT ON FUNCTION agd.current_fleet() IS
+  'the fleet that acts in this transaction, as the token that it is bound by says; NULL: it named none';
+
 CREATE FUNCTION agd.set_cause(cause text) RETURNS void
   LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'set_cause_wrapper';

@@ -7,7 +7,8 @@ REVOKE ALL ON ALL TABLES IN SCHEMA agd FROM PUBLIC;
 GRANT USAGE ON SCHEMA agd TO PUBLIC;
 
 -- Open to all: policies call current_tenant() as whoever reads the table, and every writer may say why it writes.
-GRANT EXECUTE ON FUNCTION agd.current_tenant(), agd.current_principal(), agd.current_scopes(), agd.set_cause(text) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION agd.current_tenant(), agd.current_principal(), agd.current_scopes(),
+  agd.current_fleet(), agd.set_cause(text) TO PUBLIC;
 
 -- Open too: who may bind, and to whom, they decide themselves, by the login role. A privilege would be asked of the role
 -- that acts, which SET ROLE and SECURITY DEFINER change.

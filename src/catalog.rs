@@ -40,6 +40,10 @@ pub struct Catalog {
     pub tenant_key: pg_sys::Oid,
     /// agd.tenant_key_pkey on (kid)
     pub tenant_key_pkey: pg_sys::Oid,
+    /// agd.tenant_agent_fleet
+    pub tenant_agent_fleet: pg_sys::Oid,
+    /// agd.tenant_agent_fleet_pkey on (fleet_id)
+    pub tenant_agent_fleet_pkey: pg_sys::Oid,
     /// agd.sequencer
     pub sequencer: pg_sys::Oid,
     /// agd.log
@@ -69,7 +73,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    fn all(&self) -> [pg_sys::Oid; 26] {
+    fn all(&self) -> [pg_sys::Oid; 28] {
         [
             self.event,
             self.event_pkey,
@@ -84,6 +88,8 @@ impl Catalog {
             self.role_map_pkey,
             self.tenant_key,
             self.tenant_key_pkey,
+            self.tenant_agent_fleet,
+            self.tenant_agent_fleet_pkey,
             self.sequencer,
             self.log,
             self.log_pkey,
@@ -153,6 +159,8 @@ pub fn catalog() -> Result<Catalog> {
         role_map_pkey: named(c"role_map_pkey")?,
         tenant_key: named(c"tenant_key")?,
         tenant_key_pkey: named(c"tenant_key_pkey")?,
+        tenant_agent_fleet: named(c"tenant_agent_fleet")?,
+        tenant_agent_fleet_pkey: named(c"tenant_agent_fleet_pkey")?,
         sequencer: named(c"sequencer")?,
         log: named(c"log")?,
         log_pkey: named(c"log_pkey")?,

@@ -289,6 +289,8 @@ pub struct TransactionRecord {
     pub role_name: String,
     /// The principal a tenant binding names.
     pub principal: Option<String>,
+    /// The fleet that it acts for.
+    pub fleet_id: Option<String>,
     /// Why.
     pub cause: Option<String>,
     /// How the tenant was bound.
@@ -308,7 +310,7 @@ pub fn insert_transaction(record: &TransactionRecord) -> Result<()> {
     row.set_text(TRANSACTION_SESSION_USER, Some(&record.session_user_name));
     row.set_text(TRANSACTION_ROLE, Some(&record.role_name));
     row.set_text(TRANSACTION_PRINCIPAL, record.principal.as_deref());
-    row.set_text(TRANSACTION_FLEET, None);
+    row.set_text(TRANSACTION_FLEET, record.fleet_id.as_deref());
     row.set_text(TRANSACTION_CAUSE, record.cause.as_deref());
     row.set_text(TRANSACTION_BINDING, Some(record.binding));
     row.set_text(TRANSACTION_APPLICATION, record.application_name.as_deref());

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)] // transaction callbacks and the backend's identity are raw PostgreSQL calls
 
 use crate::error::{self, Error, OrRaise, Result};
+use crate::fleet::acting;
 use crate::guard::touched;
 use crate::{backend, catalog, ceiling, denied, event, home, nesting, replication, shmem, stamp, tenant};
 use agd_core::intent::{Intent, Intents, Operation, Void};
@@ -304,7 +305,12 @@ fn close() -> Result<()> {
     home::check_at_commit()?;
     let events = i32::try_from(events).map_err(|_| Error::Internal("agd: more events than numbers".into()))?;
     let identity = identity.ok_or_else(|| Error::Internal("agd: events of nobody".into()))?;
-    let told = tenant::told(identity.session_user, &identity.session_user_name)?;
+    let mut told = tenant::told(identity.session_user, &identity.session_user_name)?;
+    // Before the stamp is drawn: its seal's is then smaller, and seen here, or larger.
+    let fleet = told.as_mut().and_then(|told| told.fleet.take());
+    if let Some(fleet) = &fleet {
+        acting::hold(&fleet.id, &fleet.tenant)?;
+    }
     let origin = replication::origin();
     let binding = match (&origin, &told, bypass) {
         (Some(_), ..) => Binding::Replication,
@@ -324,6 +330,7 @@ fn close() -> Result<()> {
         },
         session_user_name: identity.session_user_name,
         role_name: identity.role_name,
+        fleet_id: fleet.map(|fleet| fleet.id),
         cause,
         binding: binding.name(),
         application_name: event::application_name(),

@@ -66,7 +66,7 @@ fn what_is_not_just_so_does_not_bind() {
         ("not yet valid", with(&|claims| claims.not_before = Some(now() + 20)), "not valid yet"),
         ("from the future", with(&|claims| claims.issued_at = now() + 20), "not valid yet"),
         ("from before the server", with(&|claims| claims.issued_at = now() - 1000), "remember"),
-        ("a fleet", with(&|claims| claims.fleet = Some("9f86d081884c7d65".into())), "fleet"),
+        ("no fleet of its own", with(&|claims| claims.fleet = Some("9f86d081884c7d65".into())), "fleet of its tenant"),
         ("of another tenant", issuer.sign(&other), "another tenant"),
         ("an unknown key", stranger.token("strict_app", "writer-1"), "signature does not hold"),
         ("a forged signature", forger.token("strict_app", "writer-1"), "signature does not hold"),

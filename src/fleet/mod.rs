@@ -9,6 +9,7 @@
 //! the other tables are changed only under that lock. So a fleet's changes come one after the other, and two statements
 //! cannot wait for each other. What lies in different statements of one transaction, its author orders.
 
+pub mod acting;
 mod mint;
 mod seal;
 mod sign;

@@ -6,10 +6,11 @@
 
 use super::sign::lock;
 use super::signer::checked_reason;
-use super::{Fleet, missing, must_be, timestamp, told, writing};
-use crate::error::{self, Result};
+use super::{Fleet, acting, missing, must_be, timestamp, told, writing};
+use crate::error::{self, Error, Result};
 use crate::fmgr::{argument, c_function};
 use crate::query::{count_kept, write_kept};
+use crate::{denied, tenant};
 use agd_core::fleet::lifecycle::{self, Event, State};
 use pgrx::pg_sys;
 
@@ -31,6 +32,19 @@ fn seal(fleet_id: Option<&str>, reason: Option<&str>) -> Result<()> {
     let fleet_id = fleet_id.ok_or_else(|| missing("a fleet_id", "agd.seal_tenant_fleet(fleet_id, 'acme has left')"))?;
     let reason = checked_reason(reason)?;
     let fleet = lock(fleet_id)?;
+    if tenant::bound_fleet()?.as_deref() == Some(fleet.id.as_str()) {
+        let error = Error::WrongState {
+            message: format!(
+                "this transaction acts for fleet {}, and could not be committed once it is sealed",
+                fleet.id
+            ),
+            hint:
+                "Seal it in a transaction that is bound to its tenant alone: with a token without the claim \"fleet\"."
+                    .into(),
+        };
+        return Err(denied::concerning(Some(&fleet.tenant), error));
+    }
+    acting::exclude(&fleet.id)?;
     let now = fleet.now();
     let state = fleet.step(Event::Seal, now)?;
     end(&[fleet], state, now, reason)
@@ -53,6 +67,9 @@ fn end(fleets: &[Fleet], state: State, now: i64, reason: &str) -> Result<()> {
             &[ids.clone().into(), now.into(), reason.into()],
         )?;
         must_be("fleets that end", ids.len(), ended)?;
+        if was_active {
+            acting::sealed()?;
+        }
         let cancelled = count_kept(
             "UPDATE agd.countersign_request SET state = 'cancelled', closed_at = LEAST($2, deadline)
               WHERE fleet_id = ANY ($1) AND state = 'open'",

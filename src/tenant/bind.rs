@@ -10,6 +10,7 @@ use super::binding::{self, Binding, Proof};
 use super::{Mapping, Mode, exists, key, mapping, used};
 use crate::denied::{self, Attempt};
 use crate::error::{Error, Result};
+use crate::fleet::acting;
 use crate::fmgr::{argument, c_function, text};
 use crate::{backend, home, settings, transaction};
 use agd_core::token::{Claims, Expected, TokenError, TokenVerifier, Unverified, validate_principal};
@@ -136,14 +137,11 @@ fn bind(token: &str, concerned: &mut Option<String>) -> Result<String> {
             max_lifetime: settings::token_max_lifetime(),
         })
         .map_err(|problem| refused(problem, None))?;
-    if claims.fleet.is_some() {
-        return Err(binding::refused(
-            "the token names a fleet, which is not supported",
-            "Issue it without the claim \"fleet\".",
-        ));
+    if let Some(fleet) = &claims.fleet {
+        acting::must_be_active(fleet, &claims.tenant)?;
     }
     must_come_first("agd.bind()")?;
-    let Claims { tenant, principal, scopes, expires_at, token_id, .. } = claims;
+    let Claims { tenant, principal, scopes, fleet, expires_at, token_id, .. } = claims;
     if !used::remember(&tenant, parsed.kid(), &token_id, expires_at)? {
         return Err(binding::refused(
             "the token was used already",
@@ -152,7 +150,7 @@ fn bind(token: &str, concerned: &mut Option<String>) -> Result<String> {
     }
     let expires_at =
         i64::try_from(expires_at).unwrap_or(i64::MAX).saturating_mul(1_000_000) - crate::log::record::EPOCH_DIFFERENCE;
-    let proof = Proof { digest, kid: parsed.kid().to_owned(), expires_at, scopes };
+    let proof = Proof { digest, kid: parsed.kid().to_owned(), expires_at, scopes, fleet };
     binding::make(Binding {
         session_user: backend::session_user(),
         tenant: tenant.clone(),

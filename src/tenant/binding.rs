@@ -2,13 +2,14 @@
 //!
 //! Owns the backend's binding: tenant, principal and strength, made by [`super::bind`] from a token or by assertion.
 //! Promises that a binding is for one top-level transaction, that it cannot be changed once it stands, that a token's end
-//! and the revocation of its key end it, and that a transaction in which it was rolled back answers every later question
+//! the revocation of its key and the seal of its fleet end it, and that a transaction in which it was rolled back answers every later question
 //! with an error: nobody writes on as somebody else, or as nobody, after ROLLBACK TO. Nothing that SQL can set is looked at.
 #![allow(unsafe_code)] // asks whether this process is a parallel worker
 
 use super::{key, share, used};
 use crate::backend;
 use crate::error::{Error, Result};
+use crate::fleet::acting;
 use pgrx::pg_sys;
 use std::cell::{Cell, RefCell};
 
@@ -31,6 +32,8 @@ pub struct Proof {
     pub expires_at: i64,
     /// What the application's own policies may ask for.
     pub scopes: Option<Vec<String>>,
+    /// The fleet that acts, if the token names one.
+    pub fleet: Option<String>,
 }
 
 /// A binding that stands.
@@ -50,14 +53,19 @@ impl Binding {
     pub fn strength(&self) -> Strength {
         if self.proof.is_some() { Strength::Token } else { Strength::Asserted }
     }
+
+    /// The fleet that acts: a token names it, or nothing does.
+    pub fn fleet(&self) -> Option<&str> {
+        self.proof.as_ref()?.fleet.as_deref()
+    }
 }
 
 struct Standing {
     binding: Binding,
     /// The subtransaction that made it.
     subtransaction: u32,
-    /// What was known of keys when this one was last found valid.
-    keys_seen: Cell<u64>,
+    /// What was known of keys and fleets when these were last found valid.
+    seen: Cell<u64>,
 }
 
 enum State {
@@ -148,9 +156,9 @@ impl Standing {
         if used::now() >= proof.expires_at {
             return Err(expired());
         }
-        // Whenever something about keys has changed since.
+        // Whenever something about keys or fleets has changed since.
         let generation = super::generation();
-        if self.keys_seen.get() != generation {
+        if self.seen.get() != generation {
             let valid = key::find(&proof.kid)?.is_some_and(|key| !key.revoked && key.tenant == self.binding.tenant);
             if !valid {
                 return Err(refused(
@@ -158,7 +166,10 @@ impl Standing {
                     "Roll back. The tenant's other keys, if it has any, still sign tokens.",
                 ));
             }
-            self.keys_seen.set(generation);
+            if let Some(fleet) = &proof.fleet {
+                acting::must_be_active(fleet, &self.binding.tenant)?;
+            }
+            self.seen.set(generation);
         }
         Ok(())
     }
@@ -167,8 +178,8 @@ impl Standing {
 /// Binds the transaction, for as long as it lasts. To be called when [`must_be_free`] found nothing against it.
 pub fn make(binding: Binding) {
     share::publish(&binding);
-    let (subtransaction, keys_seen) = (backend::subtransaction(), Cell::new(super::generation()));
-    STATE.set(State::Bound(Standing { binding, subtransaction, keys_seen }));
+    let (subtransaction, seen) = (backend::subtransaction(), Cell::new(super::generation()));
+    STATE.set(State::Bound(Standing { binding, subtransaction, seen }));
 }
 
 /// Is the transaction bound by just this already? Then that is the answer, and nothing is to be done. An error when it is

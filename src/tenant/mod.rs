@@ -108,6 +108,16 @@ pub struct Told {
     pub binding: transaction::Binding,
     /// Who acted.
     pub principal: String,
+    /// For which fleet: its id and its tenant's.
+    pub fleet: Option<ActingFleet>,
+}
+
+/// The fleet that a transaction is bound to.
+pub struct ActingFleet {
+    /// Its id.
+    pub id: String,
+    /// Whose it is.
+    pub tenant: String,
 }
 
 /// How the transaction of this session user is bound; None: to nobody.
@@ -118,12 +128,16 @@ pub fn told(session_user: pg_sys::Oid, session_user_name: &str) -> Result<Option
             binding::Strength::Asserted => transaction::Binding::Asserted,
         },
         principal: binding.principal.clone(),
+        fleet: binding.fleet().map(|id| ActingFleet { id: id.to_owned(), tenant: binding.tenant.clone() }),
     })?;
     if told.is_some() {
         return Ok(told);
     }
-    Ok(role_tenant(mapping(session_user)?)
-        .map(|_| Told { binding: transaction::Binding::Role, principal: session_user_name.to_owned() }))
+    Ok(role_tenant(mapping(session_user)?).map(|_| Told {
+        binding: transaction::Binding::Role,
+        principal: session_user_name.to_owned(),
+        fleet: None,
+    }))
 }
 
 /// How a role is mapped; None: it is not.
@@ -385,6 +399,20 @@ fn answer_scopes(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
     let scopes = binding::with(|binding| binding.proof.as_ref().and_then(|proof| proof.scopes.clone()))?.flatten();
     // SAFETY: this is the call.
     Ok(unsafe { fmgr::answer(call, scopes.and_then(pgrx::IntoDatum::into_datum)) })
+}
+
+c_function!(agd_current_fleet, pg_finfo_agd_current_fleet, answer_fleet);
+
+/// `agd.current_fleet()`: the fleet that acts, NULL where no token names one.
+fn answer_fleet(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
+    let fleet = bound_fleet()?;
+    // SAFETY: this is the call.
+    Ok(unsafe { fmgr::answer(call, fleet.as_deref().and_then(fmgr::text)) })
+}
+
+/// The fleet that this transaction is bound to.
+pub fn bound_fleet() -> Result<Option<String>> {
+    Ok(binding::with(|binding| binding.fleet().map(str::to_owned))?.flatten())
 }
 
 c_function!(agd_may_read, pg_finfo_agd_may_read, answer_may_read);
