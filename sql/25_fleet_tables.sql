@@ -36,6 +36,7 @@ CREATE TABLE agd.tenant_agent_fleet (
   generation           int  NOT NULL CHECK (generation > 0),
   origin               text COLLATE "C" NOT NULL,      -- the platform log's, when the fleet was minted: which database
   agents               int  NOT NULL CHECK (agents > 0),
+  context_digest       bytea NOT NULL CHECK (pg_catalog.octet_length(context_digest) = 32),   -- of what they are told
   state                text COLLATE "C" NOT NULL,
   minted_at            timestamptz NOT NULL,
   countersign_deadline timestamptz NOT NULL CHECK (countersign_deadline > minted_at),

@@ -30,6 +30,13 @@ CREATE FUNCTION agd.mint_tenant_fleet(tenant text, cause text, template text DEF
 COMMENT ON FUNCTION agd.mint_tenant_fleet(text, text, text, interval) IS
   'mints a tenant''s fleet from a template, and returns its id; the same again while that fleet is pending or active returns the same id';
 
+CREATE FUNCTION agd.set_agent_context(fleet_id text, role text, goals jsonb DEFAULT NULL, memory_scope jsonb DEFAULT NULL)
+  RETURNS void
+  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  AS 'MODULE_PATHNAME', 'agd_set_agent_context';
+COMMENT ON FUNCTION agd.set_agent_context(text, text, jsonb, jsonb) IS
+  'what an agent of this one fleet is told, instead of its template''s; NULL leaves it as it is; only until the fleet is signed, since it is signed';
+
 CREATE FUNCTION agd.fleet_statement(fleet_id text) RETURNS bytea
   LANGUAGE c STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
   AS 'MODULE_PATHNAME', 'agd_fleet_statement';
@@ -88,7 +95,8 @@ CREATE VIEW agd.fleets WITH (security_barrier) AS
          'agd-fleet-v1:' || f.tenant || ':' || f.template || '@' || f.template_version || ':'
            || pg_catalog.encode(f.cause_digest, 'hex') || ':' || f.generation AS vector,
          f.digest,
-         f.origin
+         f.origin,
+         f.context_digest
     FROM agd.tenant_agent_fleet f
          CROSS JOIN LATERAL (
            SELECT f.state = 'pending' AND pg_catalog.clock_timestamp() >= f.countersign_deadline AS missed OFFSET 0) n

@@ -53,6 +53,7 @@ GRANT EXECUTE ON FUNCTION agd.entries(text, bigint, bigint),
 -- signature, whoever brings it. Public keys and templates are no secrets: a tenant checks its fleets by them.
 GRANT EXECUTE ON FUNCTION agd.cause_normalised(text) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION agd.mint_tenant_fleet(text, text, text, interval), agd.sign_fleet(text, text, bytea),
+  agd.set_agent_context(text, text, jsonb, jsonb),
   agd.countersign_fleets(text[], text, bytea), agd.seal_tenant_fleet(text, text) TO agd_platform, agd_tenant;
 GRANT EXECUTE ON FUNCTION agd.register_signer(text, text, bytea), agd.revoke_signer(text, text),
   agd.create_template(text, jsonb) TO agd_platform;

@@ -1,8 +1,10 @@
 //! Two signers, and what they do with fleets: the statements come from the database, the signatures are made here.
-#![allow(clippy::panic)]
+#![allow(clippy::panic, clippy::unwrap_used)]
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use postgres::Client;
+
+use crate::{Cluster, TestDb};
 
 /// The signers' names.
 pub const COORDINATOR: &str = "Loom_sos_001";
@@ -13,6 +15,75 @@ pub const COUNTERSIGNER: &str = "River";
 #[must_use]
 pub fn key(fill: u8) -> SigningKey {
     SigningKey::from_bytes(&[fill; 32])
+}
+
+/// A database with two tenants, each with a login role, a role that operates the platform, an auditor, an outsider.
+pub struct Stage {
+    /// The database.
+    pub database: TestDb<'static>,
+    cluster: &'static Cluster,
+    prefix: String,
+}
+
+impl Stage {
+    /// Sets it up, with both signers. Roles are `<prefix>_acme`, `_globex`, `_ops`, `_audit` and `_nobody`.
+    ///
+    /// # Panics
+    /// When it cannot be set up.
+    #[track_caller]
+    pub fn new(cluster: &'static Cluster, prefix: &str) -> Self {
+        let stage = Self { database: cluster.agd_database(prefix).unwrap(), cluster, prefix: prefix.to_owned() };
+        let mut superuser = stage.superuser();
+        superuser.batch_execute("SELECT agd.create_tenant('acme'), agd.create_tenant('globex')").unwrap();
+        for (role, options) in [
+            ("acme", "IN ROLE agd_tenant"),
+            ("globex", "IN ROLE agd_tenant"),
+            ("ops", "IN ROLE agd_platform"),
+            ("audit", "IN ROLE agd_auditor"),
+            ("nobody", ""),
+        ] {
+            cluster.create_role(&format!("{prefix}_{role}"), options).unwrap();
+        }
+        for tenant in ["acme", "globex"] {
+            superuser
+                .execute("SELECT agd.map_role($1::text::name, $2)", &[&format!("{prefix}_{tenant}"), &tenant])
+                .unwrap();
+        }
+        register_signers(&mut stage.login("ops")).unwrap();
+        stage
+    }
+
+    /// A superuser's session.
+    ///
+    /// # Panics
+    /// When it cannot connect.
+    #[track_caller]
+    #[must_use]
+    pub fn superuser(&self) -> Client {
+        self.database.connect().unwrap()
+    }
+
+    /// A session of a role, by its name without the prefix.
+    ///
+    /// # Panics
+    /// When it cannot connect.
+    #[track_caller]
+    #[must_use]
+    pub fn login(&self, role: &str) -> Client {
+        self.database.connect_as(&self.role(role)).unwrap()
+    }
+
+    /// A role's name.
+    #[must_use]
+    pub fn role(&self, role: &str) -> String {
+        format!("{}_{role}", self.prefix)
+    }
+
+    /// The cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &'static Cluster {
+        self.cluster
+    }
 }
 
 /// The coordinator's key.

@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use agd_live_tests::fleet::{
-    COORDINATOR, COUNTERSIGNER, batch_statement, coordinator, countersign, countersigner, expect_sound, false_checks,
-    key, mint, mint_for, register, register_signers, seal, sign, state, statement,
+    COORDINATOR, COUNTERSIGNER, Stage, batch_statement, coordinator, countersign, countersigner, expect_sound,
+    false_checks, key, mint, mint_for, register, register_signers, seal, sign, state, statement,
 };
 use agd_live_tests::record::{anchor, expect_each_event_in_one_leaf, expect_verified};
-use agd_live_tests::{Cluster, Stop, TestDb, eventually, expect_hint, expect_sqlstate};
+use agd_live_tests::{Cluster, Stop, eventually, expect_hint, expect_sqlstate};
 use ed25519_dalek::Signer as _;
 use postgres::Client;
 use std::sync::OnceLock;
@@ -17,44 +17,6 @@ const SOON: Duration = Duration::from_secs(30);
 fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| Cluster::builder().start().unwrap())
-}
-
-/// A database with two tenants, each with a login role, a role that operates the platform, an auditor, an outsider.
-struct Stage {
-    database: TestDb<'static>,
-    prefix: String,
-}
-
-impl Stage {
-    fn new(prefix: &str) -> Self {
-        let stage = Self { database: cluster().agd_database(prefix).unwrap(), prefix: prefix.to_owned() };
-        let mut superuser = stage.superuser();
-        superuser.batch_execute("SELECT agd.create_tenant('acme'), agd.create_tenant('globex')").unwrap();
-        for (role, options) in [
-            ("acme", "IN ROLE agd_tenant"),
-            ("globex", "IN ROLE agd_tenant"),
-            ("ops", "IN ROLE agd_platform"),
-            ("audit", "IN ROLE agd_auditor"),
-            ("nobody", ""),
-        ] {
-            cluster().create_role(&format!("{prefix}_{role}"), options).unwrap();
-        }
-        for tenant in ["acme", "globex"] {
-            superuser
-                .execute("SELECT agd.map_role($1::text::name, $2)", &[&format!("{prefix}_{tenant}"), &tenant])
-                .unwrap();
-        }
-        register_signers(&mut stage.login("ops")).unwrap();
-        stage
-    }
-
-    fn superuser(&self) -> Client {
-        self.database.connect().unwrap()
-    }
-
-    fn login(&self, role: &str) -> Client {
-        self.database.connect_as(&format!("{}_{role}", self.prefix)).unwrap()
-    }
 }
 
 fn count(client: &mut Client, sql: &str) -> i64 {
@@ -76,7 +38,7 @@ fn recorded(client: &mut Client) -> i64 {
 
 #[test]
 fn from_the_mint_to_the_seal() {
-    let stage = Stage::new("fleet_life");
+    let stage = Stage::new(cluster(), "fleet_life");
     let (mut ops, mut superuser) = (stage.login("ops"), stage.superuser());
     let fleet = mint(&mut ops, "acme", "onboarding of cafe\u{301} acme").unwrap();
     assert_eq!(state(&mut ops, &fleet), "pending");
@@ -153,7 +115,7 @@ fn from_the_mint_to_the_seal() {
 
 #[test]
 fn the_same_mint_again_is_the_same_fleet() {
-    let stage = Stage::new("fleet_again");
+    let stage = Stage::new(cluster(), "fleet_again");
     let (mut ops, mut superuser) = (stage.login("ops"), stage.superuser());
     let first = mint(&mut ops, "acme", "cafe\u{301}").unwrap();
     let events = recorded(&mut superuser);
@@ -209,7 +171,7 @@ fn the_same_mint_again_is_the_same_fleet() {
 /// Each of these is refused with its SQLSTATE, and leaves a DENIED event and nothing else.
 #[test]
 fn what_is_refused_says_why_and_writes_nothing() {
-    let stage = Stage::new("fleet_bad");
+    let stage = Stage::new(cluster(), "fleet_bad");
     let (mut ops, mut superuser) = (stage.login("ops"), stage.superuser());
     let unsigned = mint(&mut ops, "acme", "unsigned").unwrap();
     let signed = mint(&mut ops, "acme", "signed").unwrap();
@@ -366,7 +328,7 @@ fn what_is_refused_says_why_and_writes_nothing() {
 
 #[test]
 fn a_missed_window_cancels_whether_or_not_anybody_sweeps() {
-    let stage = Stage::new("fleet_window");
+    let stage = Stage::new(cluster(), "fleet_window");
     let (mut ops, mut superuser) = (stage.login("ops"), stage.superuser());
     let worker = agd_live_tests::record::worker_pid(&mut superuser);
     let in_time = mint(&mut ops, "acme", "in time").unwrap();
@@ -431,7 +393,7 @@ fn a_missed_window_cancels_whether_or_not_anybody_sweeps() {
 
 #[test]
 fn tenants_act_on_their_own_fleets_only() {
-    let stage = Stage::new("fleet_wall");
+    let stage = Stage::new(cluster(), "fleet_wall");
     let (mut acme, mut globex, mut ops) = (stage.login("acme"), stage.login("globex"), stage.login("ops"));
     let mut superuser = stage.superuser();
     let own = mint(&mut acme, "acme", "mine").unwrap();
@@ -486,7 +448,7 @@ fn tenants_act_on_their_own_fleets_only() {
         }
     }
     let mut auditor = stage.login("audit");
-    assert_eq!(count(&mut auditor, &format!("agd.verify_fleet('{own}') WHERE ok")), 7);
+    assert_eq!(count(&mut auditor, &format!("agd.verify_fleet('{own}') WHERE ok")), 8);
     assert_eq!(strings(&mut auditor, "SELECT agd.cause_normalised('cafe' || U&'\\0301')"), ["caf\u{e9}"]);
     for role in ["acme", "ops", "audit", "nobody"] {
         let mut client = stage.login(role);
@@ -519,7 +481,7 @@ fn tenants_act_on_their_own_fleets_only() {
 /// A superuser's own SQL is refused, and what goes past the gate is found, by the log and by the fleet's own evidence.
 #[test]
 fn a_forged_fleet_is_found() {
-    let stage = Stage::new("fleet_forged");
+    let stage = Stage::new(cluster(), "fleet_forged");
     let mut superuser = stage.superuser();
     let fleet = mint(&mut superuser, "acme", "honest").unwrap();
     sign(&mut superuser, &fleet).unwrap();
@@ -631,7 +593,7 @@ fn fleets_survive_a_restart_a_crash_and_a_restore() {
 /// No signature is good in another database, whatever else is the same.
 #[test]
 fn a_signature_of_another_database_is_refused() {
-    let (one, two) = (Stage::new("fleet_here"), Stage::new("fleet_there"));
+    let (one, two) = (Stage::new(cluster(), "fleet_here"), Stage::new(cluster(), "fleet_there"));
     let (mut here, mut there) = (one.superuser(), two.superuser());
     let fleet = mint(&mut here, "acme", "same").unwrap();
     assert_eq!(mint(&mut there, "acme", "same").unwrap(), fleet, "the same vector has the same id everywhere");

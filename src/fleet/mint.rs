@@ -6,7 +6,7 @@
 //! which needs signatures of its own, since a statement names its generation.
 #![allow(unsafe_code)] // is called by the function manager as it is
 
-use super::{COLUMNS, Fleet, missing, must_act_for, must_be, seal, template, timestamp, told, writing};
+use super::{COLUMNS, Fleet, context, missing, must_act_for, must_be, seal, template, timestamp, told, writing};
 use crate::error::{self, Error, Result};
 use crate::fmgr::{argument, c_function, text};
 use crate::log::storage::corrupted;
@@ -14,8 +14,8 @@ use crate::query::{count_kept, kept, write_kept};
 use crate::{backend, denied, home, tenant};
 use agd_core::cause::{self, CauseError};
 use agd_core::fleet::lifecycle::{self, State};
-use agd_core::fleet::{Vector, VectorError};
-use pgrx::datum::Interval;
+use agd_core::fleet::{Agent, Vector, VectorError, context_digest};
+use pgrx::datum::{DatumWithOid, Interval};
 use pgrx::pg_sys;
 
 /// How often a mint looks again when others mint and seal the same vector under its eyes.
@@ -165,18 +165,31 @@ impl Wanted<'_> {
         Ok(self.insert(&vector, generation, &family)?.then(|| vector.fleet_id()))
     }
 
+    fn of_template<'a>(&'a self, id: &'a str) -> [DatumWithOid<'a>; 4] {
+        [id.into(), self.tenant.into(), self.template.into(), self.version.cast_signed().into()]
+    }
+
+    /// What its agents will be told.
+    fn agents(&self, id: &str) -> Result<Vec<Agent>> {
+        let query = format!("SELECT m.role, m.goals::text, m.memory_scope::text FROM ({}) m", context::OF_TEMPLATE);
+        // Writes nothing, and yet has to see a template that this transaction has just made.
+        write_kept(&query, &self.of_template(id), context::read_agents)
+    }
+
     /// False: another transaction has made it, or another fleet of this vector.
     fn insert(&self, vector: &Vector, generation: u32, family: &[u8]) -> Result<bool> {
         let (id, digest) = (vector.fleet_id(), vector.digest().to_vec());
         let minted_at = backend::now();
         let (minted, deadline) = (timestamp(minted_at)?, timestamp(minted_at.saturating_add(self.window))?);
         let origin = origin()?;
+        let told = self.agents(&id)?;
+        must_be("agents of a template", self.agents, told.len())?;
         let inserted = writing(|| {
             count_kept(
                 "INSERT INTO agd.tenant_agent_fleet
                    (fleet_id, digest, tenant, template, template_version, cause_snapshot, unicode_version, cause_digest,
-                    generation, origin, agents, state, minted_at, countersign_deadline)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'pending', $12, $13)
+                    generation, origin, agents, context_digest, state, minted_at, countersign_deadline)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 'pending', $13, $14)
                  ON CONFLICT DO NOTHING",
                 &[
                     id.as_str().into(),
@@ -190,6 +203,7 @@ impl Wanted<'_> {
                     generation.cast_signed().into(),
                     origin.into(),
                     (self.agents as i32).into(),
+                    context_digest(&told).to_vec().into(),
                     minted.into(),
                     deadline.into(),
                 ],
@@ -200,13 +214,12 @@ impl Wanted<'_> {
         }
         writing(|| {
             let agents = count_kept(
-                "INSERT INTO agd.fleet_agent (fleet_id, role, tenant, goals, memory_scope)
-                 SELECT $1, r.key, $2, COALESCE(r.value -> 'goals', '[]'),
-                        COALESCE(r.value -> 'memory_scope', '{}')
-                          || pg_catalog.jsonb_build_object('tenant', $2, 'fleet', $1, 'role', r.key)
-                   FROM agd.fleet_template t, pg_catalog.jsonb_each(t.roles) r
-                  WHERE t.template = $3 AND t.version = $4",
-                &[id.as_str().into(), self.tenant.into(), self.template.into(), self.version.cast_signed().into()],
+                &format!(
+                    "INSERT INTO agd.fleet_agent (fleet_id, role, tenant, goals, memory_scope)
+                     SELECT $1, m.role, $2, m.goals, m.memory_scope FROM ({}) m",
+                    context::OF_TEMPLATE
+                ),
+                &self.of_template(&id),
             )?;
             must_be("agents of a new fleet", self.agents, agents)?;
             let requests = count_kept(

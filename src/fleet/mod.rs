@@ -10,6 +10,7 @@
 //! cannot wait for each other. What lies in different statements of one transaction, its author orders.
 
 pub mod acting;
+mod context;
 mod mint;
 mod seal;
 mod sign;
@@ -29,6 +30,7 @@ use crate::{backend, tenant};
 use agd_core::fleet::lifecycle::{self, Event, State};
 use agd_core::fleet::{Statement, Vector};
 use agd_core::intent::Operation;
+use agd_core::merkle::Hash;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys;
 use pgrx::spi::SpiHeapTupleData;
@@ -88,8 +90,8 @@ pub fn check_write(guard: &Guarded, operation: Operation, old: &Columns, new: &C
     let refuse = |message: String| {
         Error::TamperingRefused {
         message,
-        hint: "Fleets are changed by agd.mint_tenant_fleet(), agd.sign_fleet(), agd.countersign_fleets() and \
-               agd.seal_tenant_fleet(); signers by agd.register_signer() and agd.revoke_signer(). \\df agd.* shows them all."
+        hint: "Fleets are changed by agd.mint_tenant_fleet(), agd.set_agent_context(), agd.sign_fleet(), \
+               agd.countersign_fleets() and agd.seal_tenant_fleet(); signers by agd.register_signer() and agd.revoke_signer(). \\df agd.* shows them all."
             .into(),
     }
     };
@@ -102,6 +104,9 @@ pub fn check_write(guard: &Guarded, operation: Operation, old: &Columns, new: &C
     let value = |row: &Columns, column: &str| guard.format.text_of(row, column).unwrap_or_default();
     if value(old, "fleet_id") != value(new, "fleet_id") || value(old, "tenant") != value(new, "tenant") {
         return Err(refuse("a fleet keeps its name".into()));
+    }
+    if !value(old, "signed_at").is_empty() && value(old, "context_digest") != value(new, "context_digest") {
+        return Err(refuse("what a fleet's agents are told does not change once it is signed".into()));
     }
     let (from, to) = (value(old, "state"), value(new, "state"));
     if lifecycle::may_follow(&from, &to) {
@@ -180,6 +185,8 @@ struct Fleet {
     state: State,
     minted_at: i64,
     deadline: i64,
+    /// Of what its agents are told.
+    context_digest: Vec<u8>,
     /// The latest time that the row tells of.
     latest: i64,
 }
@@ -187,7 +194,8 @@ struct Fleet {
 /// What [`Fleet::read`] reads.
 const COLUMNS: &str =
     "f.fleet_id, f.digest, f.tenant, f.template, f.template_version, f.cause_snapshot, f.generation, f.origin,
-     f.agents, f.state, f.minted_at, f.countersign_deadline, f.signed_at, f.activated_at";
+     f.agents, f.state, f.minted_at, f.countersign_deadline, f.signed_at, f.activated_at,
+     f.context_digest";
 
 impl Fleet {
     fn read(row: &SpiHeapTupleData<'_>) -> Result<Fleet> {
@@ -221,6 +229,7 @@ impl Fleet {
             state,
             minted_at,
             deadline,
+            context_digest: row.get(15)?.unwrap_or_default(),
             latest: [Some(minted_at), signed_at, activated_at].into_iter().flatten().max().unwrap_or_default(),
         })
     }
@@ -234,6 +243,7 @@ impl Fleet {
     fn step(&self, event: Event, now: i64) -> Result<State> {
         lifecycle::step(self.state, event, now).map_err(|denied| {
             let action = match event {
+                Event::Amend => "tell its agents something else",
                 Event::Sign => "be signed",
                 Event::Countersign => "be countersigned",
                 Event::Seal => "be sealed",
@@ -267,11 +277,14 @@ impl Fleet {
         if vector.fleet_id() != self.id {
             return Err(corrupted(format!("fleet {} does not have the id of its vector", self.id)));
         }
+        let context = Hash::try_from(self.context_digest.as_slice())
+            .map_err(|_| corrupted(format!("fleet {}: what its agents are told has no digest", self.id)))?;
         Ok(Statement {
             origin: self.origin.clone(),
             vector,
             minted_at: self.minted_at.saturating_add(EPOCH_DIFFERENCE),
             deadline: self.deadline.saturating_add(EPOCH_DIFFERENCE),
+            context,
         })
     }
 }

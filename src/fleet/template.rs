@@ -12,6 +12,8 @@ use crate::query::{count_kept, write_kept};
 use crate::{backend, home};
 use pgrx::JsonB;
 use pgrx::pg_sys;
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
 
 /// The template that is there without anybody's making one.
 const STANDARD: &str = "standard";
@@ -130,10 +132,22 @@ fn check_roles(roles: &JsonB) -> Result<()> {
             return Err(bad("a role has goals and a memory_scope, and nothing else"));
         }
         let Some(scope) = context.get("memory_scope") else { continue };
-        let scope = scope.as_object().ok_or_else(|| bad("a memory_scope is a JSON object"))?;
-        if ["tenant", "fleet", "role"].iter().any(|own| scope.contains_key(*own)) {
-            return Err(bad("a memory_scope does not say whose it is"));
-        }
+        check_scope(&scope.to_string())?;
+    }
+    Ok(())
+}
+
+/// 22023 unless it can be a memory scope.
+pub fn check_scope(scope: &str) -> Result<()> {
+    let bad = |message: &str| Error::BadArgument {
+        message: message.into(),
+        hint: "{\"namespace\": \"…\"}, for example; tenant, fleet and role are set by agd.".into(),
+    };
+    // Values stay unread: jsonb has numbers that no type here has.
+    let scope: BTreeMap<String, Box<RawValue>> =
+        serde_json::from_str(scope).map_err(|_| bad("a memory_scope is a JSON object"))?;
+    if ["tenant", "fleet", "role"].iter().any(|own| scope.contains_key(*own)) {
+        return Err(bad("a memory_scope does not say whose it is"));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 
 use super::sign::find_to_read;
 use super::signer::evidence;
-use super::{Fleet, missing, told_of_reading};
+use super::{Fleet, context, missing, told_of_reading};
 use crate::error::Result;
 use crate::fmgr::{Rows, argument, c_function, text};
 use crate::log::record::EPOCH_DIFFERENCE;
@@ -80,6 +80,8 @@ fn collect(fleet: &Fleet) -> Result<Evidence> {
         origin: fleet.origin.clone(),
         minted_at: unix(fleet.minted_at),
         deadline: unix(fleet.deadline),
+        agents: context::of(&fleet.id)?,
+        context_digest: fleet.context_digest.clone(),
         state: fleet.state.name().to_owned(),
         coordinator,
         countersigner,

@@ -249,8 +249,14 @@ def fleet_vector(tenant, template, version, cause, generation):
     return f"agd-fleet-v1:{tenant}:{template}@{version}:{digest}:{generation}"
 
 
-def fleet_statement(origin, vector, minted_at, deadline):
-    return f"agd-fleet-statement-v1\n{origin}\n{vector}\n{time(minted_at)}\n{time(deadline)}\n"
+def fleet_context(agents):
+    """The digest of what a fleet's agents are told; goals and memory scope as PostgreSQL prints jsonb."""
+    lines = "".join(f"{role}\n{goals}\n{scope}\n" for role, goals, scope in sorted(agents))
+    return hashlib.sha256(f"agd-fleet-context-v1\n{lines}".encode()).hexdigest()
+
+
+def fleet_statement(origin, vector, minted_at, deadline, context):
+    return f"agd-fleet-statement-v2\n{origin}\n{vector}\n{time(minted_at)}\n{time(deadline)}\n{context}\n"
 
 
 def fleet_id(vector):
@@ -577,7 +583,17 @@ def main():
     ):
         normalised = unicodedata.normalize("NFC", cause)
         vector = fleet_vector(tenant, template, version, normalised, generation)
-        statement = fleet_statement(origin, vector, AT, AT + window)
+        # Goals and memory scope as PostgreSQL prints jsonb: keys by length, then bytes; ", " and ": " between.
+        agents = [
+            (role, goals, f'{{"role": "{role}", "fleet": "{fleet_id(vector)}", "tenant": "{tenant}"}}')
+            for role, goals in (
+                ("writer", '["writes on the tenant\'s behalf"]'),
+                ("coordinator", '{"why": "caf\u00e9\\n\\"quoted\\"", "limit": 1.50}'),
+                ("gate-keeper", "[]"),
+            )[: 1 + generation % 3]
+        ]
+        context = fleet_context(agents)
+        statement = fleet_statement(origin, vector, AT, AT + window, context)
         fleets.append(
             {
                 "origin": origin,
@@ -589,6 +605,8 @@ def main():
                 "generation": generation,
                 "minted_at": str(AT),
                 "deadline": str(AT + window),
+                "agents": [dict(zip(("role", "goals", "memory_scope"), agent)) for agent in agents],
+                "context": context,
                 "vector": vector,
                 "digest": sha256(vector.encode()).hex(),
                 "fleet_id": fleet_id(vector),

@@ -10,6 +10,8 @@
 //! is half open, so an instant is either in it or past it; and that sealed and cancelled are final. Time is a number of
 //! microseconds, the same for every argument; where it comes from is the caller's business.
 //!
+//! What the agents of a fleet are told may change until the coordinator signs, since that is signed; afterwards, never.
+//!
 //! To seal a fleet that is still pending cancels it, together with its countersign request: it was never active, so there is
 //! nothing that could be sealed. CHECK constraints of `agd.tenant_agent_fleet` say the same of each stored row.
 
@@ -38,6 +40,8 @@ pub enum State {
 /// What happens to a fleet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {
+    /// What one of its agents is told is changed.
+    Amend,
     /// The coordinator signs.
     Sign,
     /// The countersigner countersigns.
@@ -123,7 +127,8 @@ pub fn step(stored: State, event: Event, now: i64) -> Result<State, Denied> {
         (Event::Expire, true) | (Event::Seal, false) => Ok(State::Cancelled),
         (Event::Expire, false) => Err(Denied::TooEarly),
         (_, true) => Err(Denied::TooLate),
-        (Event::Sign, false) if signed => Err(Denied::AlreadySigned),
+        (Event::Amend | Event::Sign, false) if signed => Err(Denied::AlreadySigned),
+        (Event::Amend, false) => Ok(stored),
         (Event::Sign, false) => Ok(State::Pending { signed: true, deadline }),
         (Event::Countersign, false) if !signed => Err(Denied::NotSigned),
         (Event::Countersign, false) => Ok(State::Active),

@@ -6,12 +6,14 @@
 //! good for another fleet, generation, window or database. Never reads a clock and never signs: time enters as a value,
 //! keys are public.
 
+mod context;
 pub mod lifecycle;
 pub mod signer;
 pub mod statement;
 mod vector;
 pub mod verify;
 
+pub use context::{Agent, context_digest};
 pub use lifecycle::{Denied, Event, State};
 pub use signer::{PublicKey, SignerError};
 pub use statement::{Batch, BatchError, Place, Statement};

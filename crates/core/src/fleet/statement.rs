@@ -1,7 +1,8 @@
 //! The bytes that signers sign.
 //!
 //! Owns the statement of one fleet, which its coordinator signs, and the statement of a batch, which a countersigner signs.
-//! Promises that a statement binds database, tenant, template, cause, generation and window, and that the two kinds cannot
+//! Promises that a statement binds database, tenant, template, cause, generation, window and what the agents are
+//! told, and that the two kinds cannot
 //! be taken for each other: their first lines differ. Never looks at a signature.
 //!
 //! A batch is the RFC 6962 tree over the statements of its fleets, in the order of their ids; what is signed is its root.
@@ -15,10 +16,11 @@ use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 
 use super::Vector;
+use super::vector::hex;
 use crate::entry::time_text;
 use crate::merkle::{Hash, leaf_hash, node_hash, root_of};
 
-/// What a coordinator signs: five lines, each ending in a newline.
+/// What a coordinator signs: six lines, each ending in a newline.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Statement {
     /// The origin of the platform log of the database that the fleet was minted in, as of its mint.
@@ -29,13 +31,16 @@ pub struct Statement {
     pub minted_at: i64,
     /// The first instant at which it is too late to countersign it.
     pub deadline: i64,
+    /// What its agents are told: [`context_digest`](super::context_digest).
+    pub context: Hash,
 }
 
 /// The statement's text.
 impl fmt::Display for Statement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (minted_at, deadline) = (time_text(self.minted_at), time_text(self.deadline));
-        write!(f, "agd-fleet-statement-v1\n{}\n{}\n{minted_at}\n{deadline}\n", self.origin, self.vector)
+        let (origin, vector, context) = (&self.origin, &self.vector, hex(&self.context));
+        write!(f, "agd-fleet-statement-v2\n{origin}\n{vector}\n{minted_at}\n{deadline}\n{context}\n")
     }
 }
 

@@ -1,15 +1,17 @@
 //! Whether a fleet is what its record says.
 //!
 //! Owns the checks that `agd.verify_fleet()` shows and that anybody can make offline, over plain values: cause, vector, id,
-//! both signatures, the signers, the times. Promises that a fleet passes only if its name follows from its cause and both
+//! what the agents are told, both signatures, the signers, the times. Promises that a fleet passes only if its name follows from its cause and both
 //! signatures stand under its own statement, given in time by two registered signers with different keys. Never trusts a
 //! stored digest or statement: everything is recomputed.
 
+use super::context::{Agent, context_digest};
 use super::signer::PublicKey;
 use super::statement::{Place, Statement};
 use super::vector::{Vector, hex};
 use crate::cause;
 use crate::entry::time_text;
+use crate::merkle::Hash;
 
 /// A signer as it is registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +60,10 @@ pub struct Evidence {
     pub minted_at: i64,
     /// The end of its window.
     pub deadline: i64,
+    /// Its agents, and what they are told.
+    pub agents: Vec<Agent>,
+    /// The digest of that, as stored.
+    pub context_digest: Vec<u8>,
     /// pending, active, sealed or cancelled, as stored.
     pub state: String,
     /// The coordinator's signature.
@@ -88,17 +94,20 @@ impl Check {
 /// Makes every check, always the same ones in the same order.
 pub fn verify(fleet: &Evidence) -> Vec<Check> {
     let vector = Vector::new(&fleet.tenant, &fleet.template.0, fleet.template.1, &fleet.cause, fleet.generation);
+    let context = context_digest(&fleet.agents);
     let statement = vector.as_ref().ok().map(|vector| Statement {
         origin: fleet.origin.clone(),
         vector: vector.clone(),
         minted_at: fleet.minted_at,
         deadline: fleet.deadline,
+        context,
     });
     let named = vector.map_err(|problem| problem.to_string());
     vec![
         Check::of("cause", check_cause(fleet)),
         Check::of("vector", named.clone().and_then(|vector| check_vector(fleet, &vector))),
         Check::of("fleet_id", named.and_then(|vector| check_id(fleet, &vector))),
+        Check::of("context", check_context(fleet, &context)),
         Check::of("coordinator", check_coordinator(fleet, statement.as_ref())),
         Check::of("countersigner", check_countersigner(fleet, statement.as_ref())),
         Check::of("two_signers", check_two(fleet)),
@@ -127,6 +136,14 @@ fn check_id(fleet: &Evidence, vector: &Vector) -> Result<String, String> {
         Ok("the id begins the vector's digest".into())
     } else {
         Err(format!("the vector gives the id {id}"))
+    }
+}
+
+fn check_context(fleet: &Evidence, context: &Hash) -> Result<String, String> {
+    if context[..] == fleet.context_digest[..] {
+        Ok(format!("what {} agents are told has the digest {}", fleet.agents.len(), hex(context)))
+    } else {
+        Err(format!("what its agents are told has the digest {}, not {}", hex(context), hex(&fleet.context_digest)))
     }
 }
 

@@ -2,7 +2,8 @@ use agd_core::fleet::lifecycle::{Denied, Event, State, at, may_follow, step};
 use agd_core::fleet::statement::BatchError;
 use agd_core::fleet::verify::verify;
 use agd_core::fleet::{
-    Batch, Check, Evidence, Place, PublicKey, Signed, Signer, SignerError, Statement, Vector, VectorError,
+    Agent, Batch, Check, Evidence, Place, PublicKey, Signed, Signer, SignerError, Statement, Vector, VectorError,
+    context_digest,
 };
 use agd_core::merkle::{Hash, leaf_hash, root_of};
 use agd_core::proof::verify_inclusion;
@@ -13,7 +14,7 @@ use proptest::prelude::*;
 use std::collections::HashSet;
 
 const DEADLINE: i64 = 1_000;
-const EVENTS: [Event; 4] = [Event::Sign, Event::Countersign, Event::Seal, Event::Expire];
+const EVENTS: [Event; 5] = [Event::Amend, Event::Sign, Event::Countersign, Event::Seal, Event::Expire];
 
 fn states() -> [State; 5] {
     let pending = |signed| State::Pending { signed, deadline: DEADLINE };
@@ -26,10 +27,12 @@ fn the_whole_machine() {
     let [fresh, signed, active, sealed, cancelled] = states();
     for early in [i64::MIN, 0, DEADLINE - 1] {
         for (state, event, outcome) in [
+            (fresh, Event::Amend, Ok(fresh)),
             (fresh, Event::Sign, Ok(signed)),
             (fresh, Event::Countersign, Err(Denied::NotSigned)),
             (fresh, Event::Seal, Ok(cancelled)),
             (fresh, Event::Expire, Err(Denied::TooEarly)),
+            (signed, Event::Amend, Err(Denied::AlreadySigned)),
             (signed, Event::Sign, Err(Denied::AlreadySigned)),
             (signed, Event::Countersign, Ok(active)),
             (signed, Event::Seal, Ok(cancelled)),
@@ -41,7 +44,7 @@ fn the_whole_machine() {
     }
     for late in [DEADLINE, DEADLINE + 1, i64::MAX] {
         for state in [fresh, signed] {
-            for event in [Event::Sign, Event::Countersign, Event::Seal] {
+            for event in [Event::Amend, Event::Sign, Event::Countersign, Event::Seal] {
                 assert_eq!(step(state, event, late), Err(Denied::TooLate), "{state:?} {event:?} at {late}");
             }
             assert_eq!(step(state, Event::Expire, late), Ok(cancelled));
@@ -87,7 +90,7 @@ proptest! {
     /// Whatever happens in whatever order at times that do not run back: nothing follows on a final state, nothing is active
     /// but by a countersignature in time, and what is not active at its deadline never is.
     #[test]
-    fn every_history(history in prop::collection::vec((0usize..4, 0i64..40), 0..40)) {
+    fn every_history(history in prop::collection::vec((0usize..5, 0i64..40), 0..40)) {
         let (mut state, mut now) = (State::Pending { signed: false, deadline: 200 }, 0);
         for (event, later) in history {
             now += later;
@@ -151,12 +154,46 @@ proptest! {
     }
 }
 
+fn agents() -> Vec<Agent> {
+    let agent = |role: &str, goals: &str| Agent {
+        role: role.into(),
+        goals: goals.into(),
+        memory_scope: format!(r#"{{"role": "{role}", "fleet": "1df7900503d90367", "tenant": "acme"}}"#),
+    };
+    vec![agent("writer", r#"["writes"]"#), agent("coordinator", "[]")]
+}
+
+/// The bytes that are hashed, written out; roles, goals and scopes do not run into each other, and their order is no matter.
+#[test]
+fn what_agents_are_told_has_one_digest() {
+    use sha2::Digest as _;
+    let told = agents();
+    let bytes = "agd-fleet-context-v1\ncoordinator\n[]\n{\"role\": \"coordinator\", \"fleet\": \"1df7900503d90367\", \"tenant\": \"acme\"}\n\
+                 writer\n[\"writes\"]\n{\"role\": \"writer\", \"fleet\": \"1df7900503d90367\", \"tenant\": \"acme\"}\n";
+    assert_eq!(context_digest(&told)[..], sha2::Sha256::digest(bytes)[..]);
+    let mut turned = told.clone();
+    turned.reverse();
+    assert_eq!(context_digest(&turned), context_digest(&told));
+    for change in [
+        |agents: &mut Vec<Agent>| agents[0].role.push('s'),
+        |agents: &mut Vec<Agent>| agents[0].goals = "[]".into(),
+        |agents: &mut Vec<Agent>| agents[1].memory_scope.push(' '),
+        |agents: &mut Vec<Agent>| drop(agents.pop()),
+        |agents: &mut Vec<Agent>| agents.push(agents[0].clone()),
+    ] {
+        let mut other = told.clone();
+        change(&mut other);
+        assert_ne!(context_digest(&other), context_digest(&told), "{other:?}");
+    }
+}
+
 fn statement(tenant: &str, cause: &str) -> Statement {
     Statement {
         origin: "agd-7/app".into(),
         vector: Vector::new(tenant, "standard", 1, cause, 1).unwrap(),
         minted_at: 1_795_210_265_000_001,
         deadline: 1_795_296_665_000_001,
+        context: context_digest(&agents()),
     }
 }
 
@@ -167,8 +204,9 @@ fn the_bytes_of_a_statement() {
     assert_eq!(
         text,
         format!(
-            "agd-fleet-statement-v1\nagd-7/app\n{}\n2026-11-20T21:31:05.000001Z\n2026-11-21T21:31:05.000001Z\n",
-            one.vector
+            "agd-fleet-statement-v2\nagd-7/app\n{}\n2026-11-20T21:31:05.000001Z\n2026-11-21T21:31:05.000001Z\n{}\n",
+            one.vector,
+            hex::encode(context_digest(&agents()))
         )
     );
     let batch = Batch::new([&one]).unwrap();
@@ -301,6 +339,8 @@ fn active() -> Evidence {
         origin: statement.origin.clone(),
         minted_at: statement.minted_at,
         deadline: statement.deadline,
+        agents: agents(),
+        context_digest: statement.context.to_vec(),
         state: "active".into(),
         coordinator: Some(signed(signer("loom", "coordinator", 1), 1, &statement.to_string())),
         countersigner: Some((signed(signer("river", "countersigner", 2), 2, &batch.statement()), place)),
@@ -315,10 +355,10 @@ fn failed(fleet: &Evidence) -> Vec<&'static str> {
 fn a_true_fleet_and_every_way_to_falsify_it() {
     assert_eq!(failed(&active()), [""; 0]);
     let names: Vec<_> = verify(&active()).into_iter().map(|check| check.name).collect();
-    assert_eq!(names, ["cause", "vector", "fleet_id", "coordinator", "countersigner", "two_signers"]);
+    assert_eq!(names, ["cause", "vector", "fleet_id", "context", "coordinator", "countersigner", "two_signers"]);
     let all_but_cause = ["vector", "fleet_id", "coordinator", "countersigner"];
     type Change = fn(&mut Evidence);
-    let changes: [(&str, Change, &[&str]); 22] = [
+    let changes: [(&str, Change, &[&str]); 26] = [
         ("another cause", |f| f.cause = "why not".into(), &all_but_cause),
         (
             "a cause in another form",
@@ -335,6 +375,17 @@ fn a_true_fleet_and_every_way_to_falsify_it() {
         ("another database", |f| f.origin = "agd-8/app".into(), &["coordinator", "countersigner"]),
         ("a longer window", |f| f.deadline += 1, &["coordinator", "countersigner"]),
         ("an earlier mint", |f| f.minted_at -= 1, &["coordinator", "countersigner"]),
+        ("another goal", |f| f.agents[0].goals = "[\"reads\"]".into(), &["context", "coordinator", "countersigner"]),
+        (
+            "another goal and its digest",
+            |f| {
+                f.agents[0].goals = "[\"reads\"]".into();
+                f.context_digest = context_digest(&f.agents).to_vec();
+            },
+            &["coordinator", "countersigner"],
+        ),
+        ("an agent more", |f| f.agents.push(f.agents[0].clone()), &["context", "coordinator", "countersigner"]),
+        ("another digest of what they are told", |f| f.context_digest[0] ^= 1, &["context"]),
         ("no coordinator", |f| f.coordinator = None, &["coordinator"]),
         ("no countersigner", |f| f.countersigner = None, &["countersigner"]),
         ("a coordinator nobody knows", |f| f.coordinator.as_mut().unwrap().signer = None, &["coordinator"]),

@@ -7,7 +7,7 @@ use agd_core::bundle;
 use agd_core::cause;
 use agd_core::checkpoint::Checkpoint;
 use agd_core::entry::{Entry, EventId, ImageKind, image_digest, parse};
-use agd_core::fleet::{Batch, PublicKey, Statement, Vector};
+use agd_core::fleet::{Agent, Batch, PublicKey, Statement, Vector, context_digest};
 use agd_core::merkle::{CompactRange, Hash, leaf_hash, root_of};
 use agd_core::note::{CosigningKey, SignedNote, SigningKey, VerifierKey};
 use agd_core::proof::{TileHashReader, consistency_proof, inclusion_proof, verify_consistency, verify_inclusion};
@@ -246,11 +246,22 @@ fn fleets() {
         assert_eq!(fleet.to_string(), text(vector, "vector"));
         assert_eq!(fleet.digest(), hash(text(vector, "digest")));
         assert_eq!(fleet.fleet_id(), text(vector, "fleet_id"));
+        let agents: Vec<Agent> = list(vector, "agents")
+            .iter()
+            .map(|agent| Agent {
+                role: text(agent, "role").into(),
+                goals: text(agent, "goals").into(),
+                memory_scope: text(agent, "memory_scope").into(),
+            })
+            .collect();
+        let context = context_digest(&agents);
+        assert_eq!(context, hash(text(vector, "context")));
         let statement = Statement {
             origin: text(vector, "origin").into(),
             vector: fleet,
             minted_at: text(vector, "minted_at").parse().unwrap(),
             deadline: text(vector, "deadline").parse().unwrap(),
+            context,
         };
         assert_eq!(statement.to_string(), text(vector, "statement"));
         let signature = hex::decode(text(vector, "signature")).unwrap();

@@ -3,7 +3,7 @@
 use crate::failure::{Result, expect, expect_equal};
 use crate::scene::{LOG_NAME, Scene, Session, column, first};
 use agd_core::fleet::verify::verify;
-use agd_core::fleet::{Evidence, Place, Signed, Signer};
+use agd_core::fleet::{Agent, Evidence, Place, Signed, Signer};
 use ed25519_dalek::{Signer as _, SigningKey};
 use std::time::Duration;
 
@@ -40,7 +40,8 @@ pub fn fleets(scene: &Scene<'_>) -> Result<()> {
     let window = format!(", countersign_window => '{} s'", SHORT.as_secs());
     let late = mint(scene, &mut session, "globex", "a trial that nobody looks after", &window)?;
 
-    terminal.say("Loom signs the exact bytes of each fleet's statement, which bind database, tenant, cause, generation and window.");
+    terminal.say("Loom signs the exact bytes of each fleet's statement, which bind database, tenant, cause, generation, window and what \
+         the agents are told.");
     let statement: Vec<u8> = session.value(&format!("SELECT agd.fleet_statement('{acme}')"))?;
     terminal.answer(&String::from_utf8_lossy(&statement));
     for fleet in [&acme, &globex, &late] {
@@ -124,7 +125,7 @@ fn evidence(session: &mut Session<'_>, fleet: &str) -> Result<Evidence> {
     let micros = |column: &str| format!("(extract(epoch FROM {column}) * 1000000)::bigint");
     let rows = session.rows(
         &format!(
-            "SELECT fleet_id, digest, tenant, template, template_version, cause, generation, origin, state, {}, {}
+            "SELECT fleet_id, digest, tenant, template, template_version, cause, generation, origin, state, {}, {}, context_digest
                FROM agd.fleets WHERE fleet_id = $1",
             micros("minted_at"),
             micros("countersign_deadline")
@@ -144,9 +145,16 @@ fn evidence(session: &mut Session<'_>, fleet: &str) -> Result<Evidence> {
         state: column(row, 8)?,
         minted_at: column(row, 9)?,
         deadline: column(row, 10)?,
+        agents: Vec::new(),
+        context_digest: column(row, 11)?,
         coordinator: None,
         countersigner: None,
     };
+    let rows = session
+        .rows("SELECT role, goals::text, memory_scope::text FROM agd.fleet_agents WHERE fleet_id = $1", &[&fleet])?;
+    for row in &rows {
+        evidence.agents.push(Agent { role: column(row, 0)?, goals: column(row, 1)?, memory_scope: column(row, 2)? });
+    }
     let rows = session.rows(
         &format!(
             "SELECT s.signer, s.duty, s.public_key, {}, g.signature, {}, g.batch_size, g.batch_index, g.batch_path
