@@ -49,6 +49,7 @@ CREATE TABLE agd.checkpoint (
   root_hash   bytea  NOT NULL CHECK (pg_catalog.octet_length(root_hash) = 32),
   guard_state bytea  NOT NULL,
   anchored_at timestamptz NOT NULL,
+  final_by    text COLLATE "C",         -- the event LOG.CLOSE, if that is the last leaf: the tenant's last fleet has ended
   PRIMARY KEY (log_id, tree_size)
 );
 COMMENT ON TABLE agd.checkpoint IS 'anchors: the root at every multiple of 256, and of the tail by age';

@@ -68,7 +68,8 @@ CREATE VIEW agd.anchors AS
          (SELECT t.stamped_at FROM agd.timestamped t
            WHERE t.log_id = c.log_id AND t.tree_size >= c.tree_size
            ORDER BY t.tree_size, t.stamped_at LIMIT 1) AS timestamped_at,
-         l.incarnation < (SELECT pg_catalog.max(n.incarnation) FROM agd.log n WHERE n.tenant IS NULL) AS closed
+         l.incarnation < (SELECT pg_catalog.max(n.incarnation) FROM agd.log n WHERE n.tenant IS NULL) AS closed,
+         c.final_by
     FROM agd.checkpoint c
          JOIN agd.log l USING (log_id)
          LEFT JOIN LATERAL (
@@ -78,7 +79,7 @@ CREATE VIEW agd.anchors AS
             WHERE q.log_id = c.log_id AND q.tree_size = c.tree_size) p ON true
    WHERE agd.may_read(l.tenant) OR agd.is_publisher();
 COMMENT ON VIEW agd.anchors IS
-  'every anchor: a log''s root at a size, where it was published, and the RFC 3161 time of the first timestamp that covers it (platform log); closed are the logs of earlier incarnations';
+  'every anchor: a log''s root at a size, where it was published, and the RFC 3161 time of the first timestamp that covers it (platform log); closed are the logs of earlier incarnations; final_by is the event LOG.CLOSE that ends the log, whose tenant''s last fleet has ended';
 
 CREATE FUNCTION agd.worker_status()
   RETURNS TABLE (recorded bigint, voided bigint, integrated bigint, waiting bigint, worker_pid int, failures bigint, last_failure text,

@@ -161,7 +161,7 @@ fn anchor_tails() -> Result<Vec<Checkpoint>> {
     for mut log in storage::open_logs()? {
         let guard_state =
             guard_state.as_deref().ok_or_else(|| corrupted("the sequencer's row has lost its guard state"))?;
-        let root = log.anchor(guard_state, backend::now())?;
+        let root = log.anchor(guard_state, backend::now(), None)?;
         log.save()?;
         if log.tenant.is_some() {
             tails.push(Checkpoint { origin: log.origin.clone(), size: log.tree.size(), root });

@@ -82,6 +82,8 @@ struct State {
     /// What the record said, for the shared counters after the commit.
     recorded: i64,
     created_extension: bool,
+    /// A tenant's log is closed: the worker anchors it at once.
+    log_closed: bool,
 }
 
 thread_local! {
@@ -236,6 +238,11 @@ fn keep_cause(text: String) -> Result<()> {
 /// A superuser or owner wrote a tenant's row without being bound to the tenant.
 pub fn note_bypass() {
     with(|state| state.bypass = true);
+}
+
+/// A LOG.CLOSE event was recorded: the worker takes it up as soon as it is committed.
+pub fn note_log_closed() {
+    with(|state| state.log_closed = true);
 }
 
 /// CREATE EXTENSION agd ran in this transaction: the launcher looks for new work when it commits.
@@ -397,6 +404,9 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
                 }
                 if state.created_extension {
                     database.wake_worker();
+                }
+                if state.log_closed {
+                    database.hurry_worker();
                 }
             } else if what == pg_sys::XactEvent::XACT_EVENT_COMMIT
                 && replication::may_have_committed_prepared()

@@ -6,7 +6,7 @@
 //! which needs signatures of its own, since a statement names its generation.
 #![allow(unsafe_code)] // is called by the function manager as it is
 
-use super::{COLUMNS, Fleet, context, missing, must_act_for, must_be, seal, template, timestamp, told, writing};
+use super::{COLUMNS, Fleet, context, last, missing, must_act_for, must_be, seal, template, timestamp, told, writing};
 use crate::error::{self, Error, Result};
 use crate::fmgr::{argument, c_function, text};
 use crate::log::storage::corrupted;
@@ -212,6 +212,7 @@ impl Wanted<'_> {
         if inserted == 0 {
             return collides(&id, &digest).map(|()| false);
         }
+        last::minted(self.tenant)?;
         writing(|| {
             let agents = count_kept(
                 &format!(

@@ -11,6 +11,7 @@
 
 pub mod acting;
 mod context;
+mod last;
 mod mint;
 mod seal;
 mod sign;

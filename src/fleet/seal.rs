@@ -6,7 +6,7 @@
 
 use super::sign::lock;
 use super::signer::checked_reason;
-use super::{Fleet, acting, missing, must_be, timestamp, told, writing};
+use super::{Fleet, acting, last, missing, must_be, timestamp, told, writing};
 use crate::error::{self, Error, Result};
 use crate::fmgr::{argument, c_function};
 use crate::query::{count_kept, write_kept};
@@ -47,7 +47,9 @@ fn seal(fleet_id: Option<&str>, reason: Option<&str>) -> Result<()> {
     acting::exclude(&fleet.id)?;
     let now = fleet.now();
     let state = fleet.step(Event::Seal, now)?;
-    end(&[fleet], state, now, reason)
+    let fleets = [fleet];
+    end(&fleets, state, now, reason)?;
+    fleets.iter().try_for_each(last::ended)
 }
 
 /// Ends fleets whose rows this transaction has locked and that are all in one state.

@@ -2,7 +2,7 @@
 //!
 //! Owns which events are integrated, when, and in what order. Promises: every event that became visible between two of
 //! its snapshots becomes exactly one leaf; inside a pass the order is (commit stamp, number), so a row's history in the
-//! log is its real history; a log is anchored at every multiple of 256; what begins an incarnation is leaf 0 of its platform
+//! log is its real history; a log is anchored at every multiple of 256 and behind each event that closes it; what begins an incarnation is leaf 0 of its platform
 //! log. Never looks at an event that its snapshot does not see, and never adds to a log of an earlier incarnation.
 //!
 //! How: two snapshots, the one up to which everything is integrated and a new one. What became visible between them is
@@ -40,7 +40,7 @@ pub struct Outcome {
     pub platform_anchors: u64,
     /// The pass recorded events of its own (tenants' checkpoints, a new guard state): another pass takes them up.
     pub recorded: bool,
-    /// One of them is a tail's checkpoint: the platform log should cover it without waiting for its own age.
+    /// One of them is a tail's checkpoint, or a final one: the platform log should cover it without waiting for its own age.
     pub anchored_tail: bool,
 }
 
@@ -68,10 +68,12 @@ struct Leaf {
     /// Index into [`Pass::tenants`]; None: the platform's.
     tenant: Option<u32>,
     n: u32,
+    /// It closes the log: the checkpoint behind it is final.
+    closes: bool,
     hash: Hash,
 }
 
-/// A pass reads at most so many leaves ahead, of 40 bytes each …
+/// A pass reads at most so many leaves ahead, of 48 bytes each …
 const READ_AHEAD: usize = 1 << 20;
 /// … of transactions with at most so many events: in larger ones the descent for each does not count.
 const SMALL_TRANSACTION: i32 = 256;
@@ -308,8 +310,9 @@ impl Pass {
 
     /// An event's leaf, and whose log it belongs to; a tenant's first event makes its log.
     fn leaf(&mut self, key: EventKey, tenant: Option<&str>, entry: &[u8]) -> Result<Leaf> {
+        let closes = tenant.is_some() && entry::is_action(entry, entry::LOG_CLOSE);
         let tenant = tenant.map(|tenant| self.tenant(tenant)).transpose()?;
-        Ok(Leaf { tenant, n: key.n, hash: leaf_hash(entry) })
+        Ok(Leaf { tenant, n: key.n, closes, hash: leaf_hash(entry) })
     }
 
     fn tenant(&mut self, tenant: &str) -> Result<u32> {
@@ -339,11 +342,14 @@ impl Pass {
             None => &mut self.platform,
             Some(tenant) => &mut self.tenants[tenant as usize],
         };
-        log.append(leaf.hash, EventKey { xact_id, n: leaf.n }, stamp, self.now)?;
+        let key = EventKey { xact_id, n: leaf.n };
+        log.append(leaf.hash, key, stamp, self.now)?;
         self.outcome.events += 1;
-        if log.tree.size().is_multiple_of(TILE_WIDTH) {
+        if leaf.closes || log.tree.size().is_multiple_of(TILE_WIDTH) {
             pgrx::check_for_interrupts!();
-            anchor(log, &self.guard_state, self.now, &mut self.outcome)?;
+            anchor(log, &self.guard_state, self.now, leaf.closes.then_some(key), &mut self.outcome)?;
+            // The platform log covers a final checkpoint without waiting for its own age.
+            self.outcome.anchored_tail |= leaf.closes;
         }
         Ok(())
     }
@@ -351,7 +357,7 @@ impl Pass {
     fn anchor_tails(&mut self, tails: Tails) -> Result<()> {
         for log in self.tenants.iter_mut().chain([&mut self.platform]) {
             if log.open_since.is_some() && (tails.all || tails.platform && log.tenant.is_none()) {
-                anchor(log, &self.guard_state, self.now, &mut self.outcome)?;
+                anchor(log, &self.guard_state, self.now, None, &mut self.outcome)?;
                 self.outcome.anchored_tail |= log.tenant.is_some();
             }
         }
@@ -359,9 +365,15 @@ impl Pass {
     }
 }
 
-/// Anchors a log; a tenant's checkpoint becomes an event of the platform's.
-fn anchor(log: &mut Log, guard_state: &[u8], now: i64, outcome: &mut Outcome) -> Result<()> {
-    let root = log.anchor(guard_state, now)?;
+/// Anchors a log; a tenant's checkpoint becomes an event of the platform's. `closed_by`: the event that makes it final.
+fn anchor(
+    log: &mut Log,
+    guard_state: &[u8],
+    now: i64,
+    closed_by: Option<EventKey>,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    let root = log.anchor(guard_state, now, closed_by)?;
     outcome.anchors += 1;
     if log.tenant.is_none() {
         outcome.platform_anchors += 1;

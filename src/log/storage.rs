@@ -231,19 +231,20 @@ impl Log {
         Ok(())
     }
 
-    /// Anchors the log at its present size. Returns the root.
-    pub fn anchor(&mut self, guard_state: &[u8], now: i64) -> Result<Hash> {
+    /// Anchors the log at its present size. `closed_by`: the event that makes this checkpoint final. Returns the root.
+    pub fn anchor(&mut self, guard_state: &[u8], now: i64, closed_by: Option<EventKey>) -> Result<Hash> {
         let root = self.tree.root();
         writing(|| {
             query::run_kept(
-                "INSERT INTO agd.checkpoint (log_id, tree_size, root_hash, guard_state, anchored_at)
-                 VALUES ($1, $2, $3, $4, $5)",
+                "INSERT INTO agd.checkpoint (log_id, tree_size, root_hash, guard_state, anchored_at, final_by)
+                 VALUES ($1, $2, $3, $4, $5, $6)",
                 &[
                     self.log_id.into(),
                     (self.tree.size() as i64).into(),
                     root.as_slice().into(),
                     guard_state.into(),
                     timestamp(now)?.into(),
+                    closed_by.map(|key| key.to_string()).into(),
                 ],
             )
         })?;

@@ -28,6 +28,16 @@ pub const CHECKPOINT: &str = "CHECKPOINT";
 /// The action of the entry that begins a later incarnation's platform log; its body is an [`Incarnation`](crate::Incarnation).
 pub const INCARNATION: &str = "INCARNATION";
 
+/// The action of the entry that closes a tenant's log: the checkpoint of which it is the last leaf is final. What follows opens
+/// the log again. Its body names the fleet whose end it was ([`close_body`](crate::fleet::close_body)).
+pub const LOG_CLOSE: &str = "LOG.CLOSE";
+
+/// Has an entry this action? For canonical bytes ([`Entry::encode_into`]) and actions of ASCII letters, digits and dots.
+pub fn is_action(entry: &[u8], action: &str) -> bool {
+    let rest = entry.strip_prefix(b"{\"action\":\"").and_then(|rest| rest.strip_prefix(action.as_bytes()));
+    rest.is_some_and(|rest| rest.starts_with(b"\""))
+}
+
 /// Which event: the transaction's 64-bit id and the event's number in it. Prints as `7431-2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId {

@@ -19,3 +19,18 @@ pub use signer::{PublicKey, SignerError};
 pub use statement::{Batch, BatchError, Place, Statement};
 pub use vector::{Vector, VectorError};
 pub use verify::{Check, Evidence, Signed, Signer};
+
+/// The body of an entry that closes a tenant's log: which fleet's end it was.
+///
+/// ```
+/// use agd_core::fleet::{close_body, closed_by};
+/// assert_eq!(closed_by(&close_body("9f86d081884c7d65")), Some("9f86d081884c7d65"));
+/// ```
+pub fn close_body(fleet_id: &str) -> String {
+    format!("{{\"fleet_id\":\"{fleet_id}\"}}")
+}
+
+/// Reads what [`close_body`] writes.
+pub fn closed_by(body: &str) -> Option<&str> {
+    body.strip_prefix("{\"fleet_id\":\"")?.strip_suffix("\"}")
+}
