@@ -1,4 +1,4 @@
-//! What a fleet's agents are told, and what becomes of its tenant's log when the last fleet has ended.
+//! What a fleet's agents are told, what becomes of its tenant's log when the last fleet has ended, and all of it offline.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use agd_live_tests::fleet::{
@@ -9,6 +9,8 @@ use agd_live_tests::record::{anchor, expect_each_event_in_one_leaf, expect_verif
 use agd_live_tests::{Cluster, eventually, expect_sqlstate};
 use ed25519_dalek::Signer as _;
 use postgres::Client;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -260,5 +262,113 @@ fn ends_at_once_close_the_log_once() {
         );
         assert_eq!(closed, ["true"], "round {round}");
     }
+    expect_verified(&mut superuser);
+}
+
+/// A folder with a key and a store, removed at its end.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Folder {
+    fn agd(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let program = std::env::var_os("AGD_CLI").expect("AGD_CLI names the agd program");
+        let output = Command::new(program).args(arguments).current_dir(&self.0).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    }
+}
+
+/// Every kind of fleet, its life and the log's end, from files alone.
+#[test]
+fn fleets_are_verified_from_files_alone() {
+    let stage = Stage::new(cluster(), "story_files");
+    let (mut ops, mut superuser) = (stage.login("ops"), stage.superuser());
+    superuser
+        .execute(
+            "SELECT agd.create_template('research', '{\"reader\": {\"goals\": \"reads\"}, \"writer\": {\"memory_scope\": {\"n\": 1}}}')",
+            &[],
+        )
+        .unwrap();
+    let sealed = mint(&mut ops, "acme", "cafe\u{301}\n\tsealed").unwrap();
+    ops.execute("SELECT agd.set_agent_context($1, 'writer', '{\"b\": null, \"aa\": [1.0, \"\\u0022\"]}')", &[&sealed])
+        .unwrap();
+    let active: String =
+        ops.query_one("SELECT agd.mint_tenant_fleet('globex', 'active', 'research')", &[]).unwrap().get(0);
+    let pending = mint(&mut ops, "globex", "pending").unwrap();
+    let missed = mint_for(&mut ops, "globex", "missed", 1.0).unwrap();
+    for fleet in [&sealed, &active, &pending] {
+        sign(&mut ops, fleet).unwrap();
+    }
+    countersign(&mut ops, &[&active, &sealed]).unwrap();
+    seal(&mut ops, &sealed).unwrap();
+    let second = mint(&mut ops, "acme", "cafe\u{301}\n\tsealed").unwrap();
+    seal(&mut ops, &second).unwrap();
+    ops.batch_execute("SELECT agd.revoke_signer('River', 'has left')").unwrap();
+    eventually("the worker sweeps", SOON, || {
+        strings(&mut superuser, "SELECT fleet_id FROM agd.fleet_pending_cancel WHERE overdue").is_empty()
+    });
+    anchor(&mut superuser);
+
+    let folder = Folder(std::env::temp_dir().join(format!("agd-story-{}", std::process::id())));
+    std::fs::create_dir_all(folder.0.join("store")).unwrap();
+    let name = strings(&mut superuser, "SELECT origin FROM agd.log WHERE tenant IS NULL").remove(0);
+    let (code, vkey) = folder.agd(&["keygen", "--name", &name, "--out", "log.key"]);
+    assert_eq!(code, Some(0), "{vkey}");
+    std::fs::write(folder.0.join("policy.txt"), format!("log {vkey}quorum none\n")).unwrap();
+    let url = |role: &str| {
+        format!("host={} user={role} dbname={}", stage.cluster().socket_dir().display(), stage.database.name())
+    };
+    let (code, said) =
+        folder.agd(&["publish", "--once", "--store", "store", "--key", "log.key", "--database", &url("postgres")]);
+    assert_eq!(code, Some(0), "{said}");
+    let check = |role: &str, dump: &str| -> (Option<i32>, serde_json::Value, String) {
+        let (code, said) = folder.agd(&["export", "--database", &url(role), "--out", dump]);
+        assert_eq!(code, Some(0), "{said}");
+        let verify = ["verify", "store", "--policy", "policy.txt", "--events", dump];
+        let (_, text) = folder.agd(&verify);
+        let (code, said) = folder.agd(&[&verify[..], &["--json"]].concat());
+        (code, serde_json::from_str(&said).unwrap_or_else(|_| panic!("{said}")), text)
+    };
+    let (code, verdict, text) = check("postgres", "all.jsonl");
+    assert_eq!(code, Some(0), "{text}");
+    let fleets: Vec<(String, String, bool)> = verdict["events"]["fleets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|fleet| {
+            let text = |name: &str| fleet[name].as_str().unwrap().to_owned();
+            (text("fleet_id"), text("state"), fleet["ok"].as_bool().unwrap())
+        })
+        .collect();
+    for (fleet, state) in [
+        (&sealed, "sealed"),
+        (&second, "cancelled"),
+        (&active, "active"),
+        (&pending, "pending"),
+        (&missed, "cancelled"),
+    ] {
+        assert!(fleets.contains(&(fleet.clone(), state.to_owned(), true)), "{fleet} {state}: {fleets:?}");
+    }
+    assert_eq!(fleets.len(), 5);
+    let checks = &verdict["events"]["fleets"][0]["checks"];
+    assert_eq!(checks.as_array().unwrap().len(), 8, "{checks}");
+    assert_eq!(verdict["events"]["fleets_left_out"].as_array().unwrap().len(), 0, "{text}");
+    assert!(text.contains("fleets       5 hold: 1 active, 2 cancelled, 1 pending, 1 sealed"), "{text}");
+
+    // A tenant has its own: all but the signers' keys.
+    let (code, verdict, text) = check(&stage.role("globex"), "globex.jsonl");
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(verdict["events"]["fleets"].as_array().unwrap().len(), 3);
+    assert!(text.contains("left out     signatures under fleets of tenant globex"), "{text}");
+    // The auditor has none of it: digests alone.
+    let (code, verdict, text) = check(&stage.role("audit"), "audit.jsonl");
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(verdict["events"]["fleets"].as_array().unwrap().len(), 0);
+    assert!(text.contains("their row images are not in the dump"), "{text}");
     expect_verified(&mut superuser);
 }

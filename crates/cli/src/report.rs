@@ -4,11 +4,13 @@
 //! was not checked reads as if it were, and that a file's name is never interpreted by the terminal: control characters
 //! are shown escaped.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use agd_core::fleet::JudgedFleet;
 use serde_json::{Value, json};
 
 use crate::publish::{Failure, Published, Refusal, Round, hex};
@@ -361,8 +363,41 @@ fn events_text(text: &mut String, events: &EventsReport) {
             row("erased", &format!("{images} of {of}: {}", ids.join(", ")));
         }
     }
+    if !events.fleets.is_empty() {
+        row("fleets", &fleets_line(&events.fleets));
+    }
+    events.fleets_left_out.iter().for_each(|what| row("left out", what));
     events.unchecked.iter().for_each(|what| row("not checked", what));
     findings_text(&events.findings, &mut row);
+}
+
+/// `3 hold: 1 active, 1 cancelled, 1 sealed`, and how many do not.
+pub fn fleets_line(fleets: &[JudgedFleet]) -> String {
+    let held = fleets.iter().filter(|fleet| fleet.ok);
+    let mut states = BTreeMap::new();
+    held.clone().for_each(|fleet| *states.entry(fleet.state.as_str()).or_insert(0u64) += 1);
+    let states: Vec<String> = states.iter().map(|(state, count)| format!("{} {state}", grouped(*count))).collect();
+    let held = held.count();
+    let mut line = match held {
+        0 => String::new(),
+        1 => format!("1 holds: {}", states.join(", ")),
+        _ => format!("{} hold: {}", grouped(held as u64), states.join(", ")),
+    };
+    let wrong = fleets.len() - held;
+    if wrong > 0 {
+        let separator = if held > 0 { "; " } else { "" };
+        let _ =
+            write!(line, "{separator}{} {}", grouped(wrong as u64), if wrong == 1 { "is false" } else { "are false" });
+    }
+    line
+}
+
+fn fleet_json(fleet: &JudgedFleet) -> Value {
+    let checks = fleet.checks.iter().map(|check| json!({ "name": check.name, "ok": check.ok, "detail": check.detail }));
+    json!({
+        "fleet_id": fleet.fleet_id, "tenant": fleet.tenant, "state": fleet.state, "ok": fleet.ok,
+        "checks": checks.collect::<Vec<_>>(),
+    })
 }
 
 fn finding_text(finding: &Finding) -> String {
@@ -451,6 +486,8 @@ fn events_json(events: &EventsReport) -> Value {
         "finding_count": events.findings.count(),
         "findings": findings_json(&events.findings),
         "unchecked": events.unchecked,
+        "fleets": events.fleets.iter().map(fleet_json).collect::<Vec<_>>(),
+        "fleets_left_out": events.fleets_left_out,
     })
 }
 

@@ -11,13 +11,14 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use agd_core::fleet::JudgedFleet;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use sha2::{Digest as _, Sha256};
 
 use crate::policy::Policy;
-use crate::report::{counted, grouped, time, verdict, with_progress};
+use crate::report::{counted, fleets_line, grouped, time, verdict, with_progress};
 use crate::store::{Reader, parse_location};
 use crate::verify::findings::Findings;
 use crate::verify::{self, LogReport, Report};
@@ -31,6 +32,8 @@ const STYLE: &str = include_str!("style.css");
 /// Logs whose timelines are drawn: platform logs, then tenants' logs by size.
 const MAX_DRAWN: usize = 24;
 
+/// Fleets that have a line each.
+const MAX_FLEETS: usize = 200;
 /// Erased images that are named by their events.
 const MAX_ERASED: usize = 50;
 
@@ -227,6 +230,14 @@ impl Page<'_> {
                 "{count} events of the dump are byte for byte those that were anchored; {images} give their digests"
             );
             done.push((whole && events.findings.count() == 0, text));
+            if !events.fleets.is_empty() {
+                let held = events.fleets.iter().all(|fleet| fleet.ok);
+                let text = format!(
+                    "Fleets lived again from their events alone, their names, states and signatures: {}",
+                    fleets_line(&events.fleets)
+                );
+                done.push((held, text));
+            }
         }
         if !self.timestamps.is_empty() {
             let count = counted(self.timestamps.len() as u64, "RFC 3161 timestamp");
@@ -258,7 +269,7 @@ impl Page<'_> {
             log.result.unchecked.iter().for_each(|text| item(&format!("{}: {text}", log.origin)));
         }
         if let Some(events) = &report.events {
-            events.unchecked.iter().for_each(|text| item(text));
+            events.unchecked.iter().chain(&events.fleets_left_out).for_each(|text| item(text));
         } else {
             item(
                 "The events themselves: entries hold digests, not rows. A dump made by agd export has them (--events)",
@@ -400,6 +411,7 @@ impl Page<'_> {
                 .text(&ids.join(", "))
                 .raw(". Their digests are in the log; their proofs hold.</p>\n");
         }
+        fleets(page, &events.fleets);
         page.raw("</section>\n");
     }
 
@@ -463,6 +475,32 @@ fn quoted(word: &str) -> String {
         return word.to_owned();
     }
     format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+/// Each fleet, with what holds of it and what does not.
+fn fleets(page: &mut Markup, fleets: &[JudgedFleet]) {
+    if fleets.is_empty() {
+        return;
+    }
+    page.raw("<h3>Fleets</h3>\n<div class=\"wide\"><table class=\"fleets\"><thead><tr><th>Fleet</th><th>Tenant</th><th>State</th><th>Coordinator</th><th>Countersigner</th><th>Result</th></tr></thead><tbody>\n");
+    // What is false comes first.
+    let (wrong, right): (Vec<_>, Vec<_>) = fleets.iter().partition(|fleet| !fleet.ok);
+    for fleet in wrong.iter().chain(&right).take(MAX_FLEETS) {
+        let detail = |name: &str| {
+            let check = fleet.checks.iter().find(|check| check.name == name);
+            check.map_or("not checked", |check| check.detail.as_str())
+        };
+        page.raw("<tr><td class=\"mono\">").text(&fleet.fleet_id).raw("</td><td>").text(&fleet.tenant);
+        page.raw("</td><td>").text(&fleet.state).raw("</td><td>").text(detail("coordinator"));
+        page.raw("</td><td>").text(detail("countersigner")).raw("</td><td>");
+        page.text(if fleet.ok { "holds" } else { "false" }).raw("</td></tr>\n");
+    }
+    page.raw("</tbody></table></div>\n");
+    if let Some(more) = fleets.len().checked_sub(MAX_FLEETS).filter(|more| *more > 0) {
+        page.raw("<p class=\"quiet small\">")
+            .text(&counted(more as u64, "further fleet"))
+            .raw(" without a line.</p>\n");
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! `agd verify --events`: are the events of a dump those that were anchored?
 //!
 //! Owns the pass over a dump: each line's entry must be the bytes at its leaf in the store, its images must give the digests
-//! in that entry, and every leaf that the dump says it has must have its event, once. Promises memory bounded by one line and
-//! one bit a leaf (and what it reports), in whatever order the lines stand. The store's own files are judged by
+//! in that entry, and every leaf that the dump says it has must have its event, once. What proven events tell of fleets is handed
+//! to [`agd_core::fleet::History`], which judges them. Promises memory bounded by one line, one bit a leaf and the rows of fleets
+//! (and what it reports), in whatever order the lines stand. The store's own files are judged by
 //! [`super::log`]; whether an image was erased by right is not to be seen in a dump, so erased ones are counted and named.
 
 use std::collections::HashMap;
@@ -12,7 +13,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use agd_core::dump::{self, differing_fields};
-use agd_core::{DumpedEvent, EventId, LogRange, OwnedEntry, entry};
+use agd_core::fleet::{FleetFinding, History, JudgedFleet};
+use agd_core::{DumpedEvent, EventId, Image, ImageKind, LogRange, OwnedEntry, entry};
 use thiserror::Error;
 
 use super::Report;
@@ -80,6 +82,10 @@ pub struct EventsReport {
     pub findings: Findings,
     /// What could not be checked.
     pub unchecked: Vec<String>,
+    /// Each fleet whose mint is in the dump.
+    pub fleets: Vec<JudgedFleet>,
+    /// What the dump does not have of fleets, and need not have.
+    pub fleets_left_out: Vec<String>,
 }
 
 /// Checks a dump against the store that `report` is about. `progress` counts events.
@@ -106,6 +112,7 @@ pub fn verify(
     let mut check = Check {
         logs: Vec::new(),
         by_origin: HashMap::new(),
+        fleets: History::default(),
         result: EventsReport { file: file.clone(), ..EventsReport::default() },
     };
     ranges.into_iter().for_each(|range| check.log(reader, report, range));
@@ -128,6 +135,7 @@ pub fn verify(
         progress.fetch_add(1, Ordering::Relaxed);
     }
     check.missing();
+    check.judge_fleets();
     Ok(check.result)
 }
 
@@ -200,6 +208,7 @@ impl Log<'_> {
 struct Check<'a> {
     logs: Vec<Log<'a>>,
     by_origin: HashMap<String, usize>,
+    fleets: History,
     result: EventsReport,
 }
 
@@ -228,6 +237,7 @@ impl<'a> Check<'a> {
             ));
         }
         let reach = last.min(size).max(first);
+        self.fleets.expect(&origin, images && first == 0 && there.is_some());
         let seen = vec![0; (reach - first).div_ceil(64) as usize];
         self.by_origin.insert(origin.clone(), self.logs.len());
         let leaves = Leaves::new(reader, &origin, size);
@@ -268,9 +278,16 @@ impl<'a> Check<'a> {
                 if erased > 0 {
                     log.tells.erased.push(id);
                 }
-                let told = dump::KINDS.iter().filter(|kind| matches!(event.image(**kind), agd_core::Image::Text(_)));
+                let told = dump::KINDS.iter().filter(|kind| matches!(event.image(**kind), Image::Text(_)));
                 log.tells.images_erased += erased;
                 log.tells.images_proven += (told.count() as u64).saturating_sub(problems.len() as u64);
+                if problems.is_empty() {
+                    let text = |kind| match event.image(kind) {
+                        Image::Text(text) => Some(text.as_ref()),
+                        _ => None,
+                    };
+                    self.fleets.add(&origin, index, &entry, text(ImageKind::Old), text(ImageKind::New));
+                }
             }
             Err(Wrong::Unread(what)) => {
                 if !self.result.unchecked.contains(&what) {
@@ -286,6 +303,19 @@ impl<'a> Check<'a> {
             let text = format!("event {id}, entry {index} of {origin}: its image \"{}\" {problem}", kind.name());
             self.wrong(place, Some(index), text);
         }
+    }
+
+    /// What the proven events tell of fleets.
+    fn judge_fleets(&mut self) {
+        let judgement = std::mem::take(&mut self.fleets).judge();
+        for FleetFinding { origin, index, event_id, fleet_id, message } in judgement.findings {
+            let fleet = fleet_id.map_or_else(String::new, |fleet_id| format!("fleet {fleet_id}: "));
+            let message = format!("{fleet}event {event_id}, entry {index} of {origin}, {message}");
+            let file = self.result.file.clone();
+            self.result.findings.add(Finding { file, index: Some(index), offset: None, message });
+        }
+        self.result.fleets = judgement.fleets;
+        self.result.fleets_left_out = judgement.unchecked;
     }
 
     /// Names the leaves whose events did not come.

@@ -263,7 +263,7 @@ impl<'a> Reader<'a> {
 
     /// Microseconds since the Unix epoch of `2026-11-20T21:31:05.000001Z`, or of a signed year of six digits where four do
     /// not reach.
-    fn time(&mut self, key: &str) -> Result<i64, At> {
+    pub(crate) fn time(&mut self, key: &str) -> Result<i64, At> {
         const REST: &[u8; 24] = b"-00-00T00:00:00.000000Z\"";
         self.expect(key)?;
         let start = self.at;

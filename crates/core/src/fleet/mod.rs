@@ -7,6 +7,7 @@
 //! keys are public.
 
 mod context;
+mod history;
 pub mod lifecycle;
 pub mod signer;
 pub mod statement;
@@ -14,6 +15,7 @@ mod vector;
 pub mod verify;
 
 pub use context::{Agent, context_digest};
+pub use history::{FleetFinding, History, JudgedFleet, Judgement};
 pub use lifecycle::{Denied, Event, State};
 pub use signer::{PublicKey, SignerError};
 pub use statement::{Batch, BatchError, Place, Statement};
