@@ -338,6 +338,39 @@ fn a_true_story_holds() {
     assert!(sealed["checks"].as_array().unwrap().iter().all(|check| check["ok"] == true));
 }
 
+/// The report for people has a line for each fleet, what is false before what holds, and says what was not checked.
+#[test]
+fn the_page_has_a_line_for_each_fleet() {
+    let page = |story: &[Told], images_of: &[Option<&str>], code: i32| {
+        let dir = tempfile::tempdir().unwrap();
+        tell(dir.path(), story, images_of);
+        std::fs::write(dir.path().join("policy.txt"), format!("log {}\nquorum none\n", common::key().verifier()))
+            .unwrap();
+        let made = std::process::Command::new(env!("CARGO_BIN_EXE_agd"))
+            .args(["report", "store", "--policy", "policy.txt", "--events", "dump.jsonl", "--out", "page.html"])
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        assert_eq!(made.status.code(), Some(code), "{made:?}");
+        std::fs::read_to_string(dir.path().join("page.html")).unwrap()
+    };
+    let all = [None, Some("acme")];
+    let good = page(&story(), &all, 0);
+    let table = &good[good.find("<table class=\"fleets\">").unwrap()..];
+    assert_eq!(table.matches("<td>holds</td>").count(), 2, "{table}");
+    assert!(table.contains(&main_fleet().id()) && table.contains("signed by "), "{table}");
+    assert!(good.contains("their names, states and signatures: 2 hold: 1 cancelled, 1 sealed"), "{good}");
+    let mut false_story = story();
+    everywhere(&mut false_story, Some(SIGNATURE), "River", "Nobody");
+    let bad = page(&false_story, &all, 1);
+    let table = &bad[bad.find("<table class=\"fleets\">").unwrap()..];
+    let (wrong, right) = (table.find("<td>false</td>").unwrap(), table.find("<td>holds</td>").unwrap());
+    assert!(wrong < right && table[..wrong].contains(&main_fleet().id()), "{table}");
+    assert!(bad.contains("the signer is not registered"), "{bad}");
+    let own = page(&story(), &[Some("acme")], 0);
+    assert!(own.contains("signatures under fleets of tenant acme") && own.contains("<td>not checked</td>"), "{own}");
+}
+
 #[test]
 fn what_the_dump_does_not_have_is_said() {
     let dir = tempfile::tempdir().unwrap();
