@@ -7,6 +7,7 @@ use crate::catalog::Scratch;
 use crate::error::{Error, Result};
 use pgrx::datum::{FromDatum, IntoDatum};
 use pgrx::pg_sys;
+use std::ffi::CStr;
 
 /// Declares the C function `$name` and its info record `$info`; `$body` takes the call and returns `Result<Datum>`.
 macro_rules! c_function {
@@ -41,6 +42,22 @@ pub unsafe fn argument<T: FromDatum>(call: pg_sys::FunctionCallInfo, number: usi
     unsafe {
         let argument = (*call).args.as_ptr().add(number);
         T::from_datum((*argument).value, (*argument).isnull)
+    }
+}
+
+/// A jsonb argument's text, as PostgreSQL prints it: numbers keep their digits. None: SQL NULL.
+///
+/// # Safety
+/// As of [`argument`]; it is of type jsonb.
+pub unsafe fn json_text(call: pg_sys::FunctionCallInfo, number: usize) -> Option<String> {
+    // SAFETY: passed on to the caller; the output function returns a C string.
+    unsafe {
+        let argument = (*call).args.as_ptr().add(number);
+        if (*argument).isnull {
+            return None;
+        }
+        let text = pg_sys::OidOutputFunctionCall(pg_sys::Oid::from(pg_sys::F_JSONB_OUT), (*argument).value);
+        Some(CStr::from_ptr(text).to_string_lossy().into_owned())
     }
 }
 

@@ -154,7 +154,7 @@ fn the_same_mint_again_is_the_same_fleet() {
 
     // A new version of the template is another vector.
     let version: i32 = superuser
-        .query_one("SELECT agd.create_template('standard', '{\"coordinator\": {}, \"reader\": {\"memory_scope\": {\"area\": \"books\"}}}')", &[])
+        .query_one("SELECT agd.create_template('standard', '{\"coordinator\": {}, \"reader\": {\"goals\": [1.50, 1e400], \"memory_scope\": {\"area\": \"books\"}}}')", &[])
         .unwrap()
         .get(0);
     assert_eq!(version, 2);
@@ -165,6 +165,12 @@ fn the_same_mint_again_is_the_same_fleet() {
         &format!("SELECT memory_scope::text FROM agd.fleet_agents WHERE fleet_id = '{third}' AND role = 'reader'"),
     );
     assert_eq!(scope, [format!(r#"{{"area": "books", "role": "reader", "fleet": "{third}", "tenant": "acme"}}"#)]);
+    // Numbers keep their digits, whatever other languages make of them.
+    let goals: Vec<String> = strings(
+        &mut superuser,
+        &format!("SELECT goals::text FROM agd.fleet_agents WHERE fleet_id = '{third}' AND role = 'reader'"),
+    );
+    assert_eq!(goals, [format!("[1.50, 1{}]", "0".repeat(400))]);
     expect_sound(&mut superuser);
 }
 

@@ -10,13 +10,12 @@ use super::template::{check_name, check_scope};
 use super::{missing, must_be, told, writing};
 use crate::denied;
 use crate::error::{self, Error, Result};
-use crate::fmgr::{argument, c_function};
+use crate::fmgr::{argument, c_function, json_text};
 use crate::query::{count_kept, kept, write_kept};
 use agd_core::fleet::lifecycle::Event;
 use agd_core::fleet::{Agent, context_digest};
 use pgrx::pg_sys;
 use pgrx::spi::SpiTupleTable;
-use std::ffi::CStr;
 
 /// The longest goals or memory scope, as JSON text.
 const MAX_BYTES: usize = 64 << 10;
@@ -53,22 +52,6 @@ fn answer_set(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
         unsafe { (argument::<String>(call, 0), argument::<String>(call, 1), json_text(call, 2), json_text(call, 3)) };
     told("SET AGENT CONTEXT", set(fleet_id.as_deref(), role.as_deref(), goals.as_deref(), scope.as_deref()))?;
     Ok(pg_sys::Datum::from(0))
-}
-
-/// A jsonb argument's text, as PostgreSQL prints it: numbers keep their digits. None: SQL NULL.
-///
-/// # Safety
-/// As of [`argument`].
-unsafe fn json_text(call: pg_sys::FunctionCallInfo, number: usize) -> Option<String> {
-    // SAFETY: passed on to the caller; the output function returns a C string.
-    unsafe {
-        let argument = (*call).args.as_ptr().add(number);
-        if (*argument).isnull {
-            return None;
-        }
-        let text = pg_sys::OidOutputFunctionCall(pg_sys::Oid::from(pg_sys::F_JSONB_OUT), (*argument).value);
-        Some(CStr::from_ptr(text).to_string_lossy().into_owned())
-    }
 }
 
 fn set(fleet_id: Option<&str>, role: Option<&str>, goals: Option<&str>, scope: Option<&str>) -> Result<()> {

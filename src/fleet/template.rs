@@ -7,10 +7,9 @@
 
 use super::{missing, timestamp, told, writing};
 use crate::error::{self, Error, Result};
-use crate::fmgr::{argument, c_function};
+use crate::fmgr::{argument, c_function, json_text};
 use crate::query::{count_kept, write_kept};
 use crate::{backend, home};
-use pgrx::JsonB;
 use pgrx::pg_sys;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -34,8 +33,7 @@ pub fn newest(template: &str) -> Result<Option<(u32, usize)>> {
         return Ok(found);
     }
     // Somebody else may be making it: then this waits, and both see the same one.
-    let roles = parse(STANDARD_ROLES)?;
-    insert(STANDARD, 1, roles)?;
+    insert(STANDARD, 1, STANDARD_ROLES)?;
     look_up(template)
 }
 
@@ -55,19 +53,15 @@ fn look_up(template: &str) -> Result<Option<(u32, usize)>> {
 }
 
 /// How many rows were written: 0 when the version is there already.
-fn insert(template: &str, version: i32, roles: JsonB) -> Result<usize> {
+fn insert(template: &str, version: i32, roles: &str) -> Result<usize> {
     let now = timestamp(backend::now())?;
     writing(|| {
         count_kept(
-            "INSERT INTO agd.fleet_template (template, version, roles, created_at) VALUES ($1, $2, $3, $4)
+            "INSERT INTO agd.fleet_template (template, version, roles, created_at) VALUES ($1, $2, $3::jsonb, $4)
              ON CONFLICT DO NOTHING",
             &[template.into(), version.into(), roles.into(), now.into()],
         )
     })
-}
-
-fn parse(roles: &str) -> Result<JsonB> {
-    serde_json::from_str(roles).map(JsonB).map_err(|_| Error::Internal("agd: its own template is no JSON".into()))
 }
 
 /// 22023 unless it can be a template's name, or a role's.
@@ -83,12 +77,12 @@ c_function!(agd_create_template, pg_finfo_agd_create_template, answer_create);
 /// `agd.create_template(template, roles)`
 fn answer_create(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
     // SAFETY: this is the call; agd.create_template(template text, roles jsonb).
-    let (template, roles) = unsafe { (argument::<String>(call, 0), argument::<JsonB>(call, 1)) };
-    let version = told("CREATE TEMPLATE", create(template.as_deref(), roles))?;
+    let (template, roles) = unsafe { (argument::<String>(call, 0), json_text(call, 1)) };
+    let version = told("CREATE TEMPLATE", create(template.as_deref(), roles.as_deref()))?;
     Ok(pg_sys::Datum::from(version))
 }
 
-fn create(template: Option<&str>, roles: Option<JsonB>) -> Result<i32> {
+fn create(template: Option<&str>, roles: Option<&str>) -> Result<i32> {
     error::forbid_read_only(c"agd.create_template()");
     let (Some(template), Some(roles)) = (template, roles) else {
         return Err(missing(
@@ -97,7 +91,7 @@ fn create(template: Option<&str>, roles: Option<JsonB>) -> Result<i32> {
         ));
     };
     check_name(template)?;
-    check_roles(&roles)?;
+    check_roles(roles)?;
     home::ensure()?;
     let version = newest(template)?.map_or(1, |(version, _)| version.cast_signed().saturating_add(1));
     if insert(template, version, roles)? == 0 {
@@ -109,7 +103,7 @@ fn create(template: Option<&str>, roles: Option<JsonB>) -> Result<i32> {
     Ok(version)
 }
 
-fn check_roles(roles: &JsonB) -> Result<()> {
+fn check_roles(roles: &str) -> Result<()> {
     let bad = |message: &str| {
         Error::BadArgument {
         message: message.into(),
@@ -118,21 +112,22 @@ fn check_roles(roles: &JsonB) -> Result<()> {
             .into(),
     }
     };
-    let object = roles.0.as_object().ok_or_else(|| bad("roles must be a JSON object"))?;
+    if roles.len() > MAX_BYTES {
+        return Err(bad("a template has at most 64 KiB"));
+    }
+    // Values stay unread: jsonb has numbers that no type here has.
+    type Object = BTreeMap<String, Box<RawValue>>;
+    let object: Object = serde_json::from_str(roles).map_err(|_| bad("roles must be a JSON object"))?;
     if object.is_empty() || object.len() > 64 {
         return Err(bad("a template has 1 to 64 roles"));
     }
-    if roles.0.to_string().len() > MAX_BYTES {
-        return Err(bad("a template has at most 64 KiB"));
-    }
-    for (role, context) in object {
+    for (role, context) in &object {
         check_name(role)?;
-        let context = context.as_object().ok_or_else(|| bad("each role is a JSON object"))?;
+        let context: Object = serde_json::from_str(context.get()).map_err(|_| bad("each role is a JSON object"))?;
         if context.keys().any(|key| key != "goals" && key != "memory_scope") {
             return Err(bad("a role has goals and a memory_scope, and nothing else"));
         }
-        let Some(scope) = context.get("memory_scope") else { continue };
-        check_scope(&scope.to_string())?;
+        context.get("memory_scope").map_or(Ok(()), |scope| check_scope(scope.get()))?;
     }
     Ok(())
 }
