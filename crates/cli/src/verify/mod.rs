@@ -14,6 +14,7 @@ pub mod leaves;
 pub mod log;
 mod note;
 mod pipeline;
+mod second_look;
 mod strays;
 mod tile;
 mod timestamps;

@@ -1,0 +1,158 @@
+//! The database's anchors: claims about roots, to be compared and signed.
+//!
+//! Owns how they are fetched, which of them the next piece of work takes, and how those of a log that is published already are
+//! held against the store. Promises that an anchor goes further only with a size, a root and a text that fit each other. It
+//! believes none of them: the entries decide (in `append`).
+
+use agd_core::{Checkpoint, Hash, SigningKey};
+
+use super::append::compare;
+use super::outcome::{LogError, malformed, store_error};
+use super::state::State;
+use super::{ANCHOR_PAGE, CHUNK, Publisher};
+use crate::source::{Anchor, Receipt, Source};
+use crate::tiles;
+
+/// An anchor whose shape was checked, with the checkpoint text that will be signed.
+#[derive(Debug, Clone)]
+pub(super) struct ValidAnchor {
+    pub(super) tree_size: u64,
+    pub(super) root: Hash,
+    pub(super) text: String,
+    pub(super) published_to: Option<String>,
+}
+
+impl ValidAnchor {
+    pub(super) fn receipt(&self, note: String) -> Receipt {
+        // The size came from the database as bigint, so that it is not cut here.
+        let tree_size = i64::try_from(self.tree_size).unwrap_or(i64::MAX);
+        Receipt { tree_size, root: self.root, note }
+    }
+}
+
+pub(super) fn fetch_anchors(source: &mut dyn Source, origin: &str, from: u64) -> Result<Vec<ValidAnchor>, LogError> {
+    let from = i64::try_from(from).unwrap_or(i64::MAX);
+    let page = source.anchors(origin, from, ANCHOR_PAGE)?;
+    let mut last = None;
+    let mut anchors = Vec::with_capacity(page.len());
+    for anchor in page {
+        let anchor = validate(origin, anchor)?;
+        if last >= Some(anchor.tree_size) || (anchor.tree_size as i64) < from {
+            let reason = format!("the database lists size {} out of order", anchor.tree_size);
+            return Err(malformed(origin, reason));
+        }
+        last = Some(anchor.tree_size);
+        anchors.push(anchor);
+    }
+    Ok(anchors)
+}
+
+fn validate(origin: &str, anchor: Anchor) -> Result<ValidAnchor, LogError> {
+    let size = anchor.tree_size;
+    let wrong = |reason: &str| malformed(origin, format!("the anchor at size {size} {reason}"));
+    let tree_size = u64::try_from(size).map_err(|_| wrong("has a negative size"))?;
+    let root =
+        Hash::try_from(anchor.root_hash.as_slice()).map_err(|_| wrong("has a root hash that is not of 32 bytes"))?;
+    let checkpoint = Checkpoint { origin: origin.to_owned(), size: tree_size, root };
+    let text = checkpoint.to_string();
+    if text != anchor.checkpoint {
+        return Err(wrong("has a checkpoint text that is not its own"));
+    }
+    Ok(ValidAnchor { tree_size, root, text, published_to: anchor.published_to })
+}
+
+/// The next anchors to publish, at most [`CHUNK`] entries away: but at least one, and as far as we have signed already.
+pub(super) fn next_batch(
+    source: &mut dyn Source,
+    origin: &str,
+    state: &State,
+    newest: u64,
+) -> Result<Vec<ValidAnchor>, LogError> {
+    let start = state.tree.size();
+    let (bound, _) = state.bound();
+    // An empty log's anchor at size 0 is published once.
+    let unpublished_zero = !state.published && newest == 0;
+    let mut from = if unpublished_zero { 0 } else { start + 1 };
+    let mut batch: Vec<ValidAnchor> = Vec::new();
+    loop {
+        let page = fetch_anchors(source, origin, from)?;
+        let full = page.len() as i64 == ANCHOR_PAGE;
+        for anchor in page {
+            let reached = batch.last().is_some_and(|last| last.tree_size >= bound);
+            let far = anchor.tree_size > start.saturating_add(CHUNK);
+            if anchor.tree_size > newest || (reached && far) {
+                return Ok(batch);
+            }
+            from = anchor.tree_size.saturating_add(1);
+            batch.push(anchor);
+        }
+        let reached = batch.last().is_some_and(|last| last.tree_size >= bound);
+        if reached || !full {
+            return Ok(batch);
+        }
+    }
+}
+
+impl Publisher {
+    /// Compares the database's anchors from `first` up to the published size with what was published.
+    ///
+    /// Signs an anchor that the store does not have yet when it has the published tree's root, and tells the database
+    /// of those it does not know to be published. Returns how many were signed.
+    pub(super) fn check_published(
+        &mut self,
+        source: &mut dyn Source,
+        origin: &str,
+        signer: &SigningKey,
+        state: &State,
+        first: u64,
+    ) -> Result<u64, LogError> {
+        let size = state.tree.size();
+        let mut from = first;
+        // Anchors to be signed, to be told of, or both, each with the note that is in the store.
+        let mut behind: Vec<(ValidAnchor, Option<String>, bool)> = Vec::new();
+        let mut more = state.published;
+        while more {
+            let page = fetch_anchors(source, origin, from)?;
+            more = page.len() as i64 == ANCHOR_PAGE;
+            for anchor in page {
+                if anchor.tree_size > size {
+                    more = false;
+                    break;
+                }
+                let (ours, note) = match self.stored_at(origin, anchor.tree_size, signer)? {
+                    Some(stored) => (stored.checkpoint.root, Some(stored.note)),
+                    None => {
+                        let tree = tiles::load_tree(self.store.reader(), origin, anchor.tree_size)
+                            .map_err(|error| store_error(origin, error))?;
+                        (tree.root(), None)
+                    }
+                };
+                compare(origin, anchor.tree_size, &anchor.root, &ours)?;
+                // A place whose name has the separator in it is told again each time: that does no harm.
+                let places = anchor.published_to.as_deref().unwrap_or_default();
+                let unrecorded = !places.split(", ").any(|place| place == self.published_to);
+                from = anchor.tree_size.saturating_add(1);
+                if unrecorded || note.is_none() {
+                    behind.push((anchor, note, unrecorded));
+                }
+            }
+        }
+        let (mut signed, mut receipts) = (0, Vec::new());
+        for (anchor, note, unrecorded) in behind {
+            let note = match note {
+                Some(note) => note,
+                None => {
+                    signed += 1;
+                    // A larger one is cosigned already: the witness could not say that this is the largest.
+                    self.put_checkpoint(origin, signer, &anchor, None)?
+                }
+            };
+            if unrecorded {
+                receipts.push(anchor.receipt(note));
+            }
+        }
+        self.sync(origin)?;
+        self.record(source, origin, receipts)?;
+        Ok(signed)
+    }
+}
