@@ -1,15 +1,16 @@
 //! Makes a store of any size without a database, to measure publishing and verification with:
 //!
 //! ```text
-//! cargo run --release -p agd-cli --example synthetic_store -- FOLDER ENTRIES
+//! cargo run --release -p agd-cli --example synthetic_store -- FOLDER ENTRIES [--flush]
 //! agd verify FOLDER/store --policy FOLDER/policy.txt
 //! ```
 //!
 //! One platform log of single-row inserts as a guarded table gives them, four to a transaction, anchored at every 256. It
-//! is published by the ordinary publisher, but without flushing each file to disk.
+//! is published by the ordinary publisher, but without flushing files to disk unless asked to.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a tool of the developers")]
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -107,8 +108,11 @@ impl Files for Unflushed {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         OsFiles.create_dir(path)
     }
-    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        std::fs::write(path, bytes)
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<File> {
+        OsFiles.write_new(path, bytes)
+    }
+    fn flush(&self, _: &[&File]) -> io::Result<()> {
+        Ok(())
     }
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         OsFiles.link(from, to)
@@ -129,13 +133,17 @@ fn main() {
     let (Some(folder), Some(entries)) = (args.next(), args.next()) else {
         panic!("synthetic_store FOLDER ENTRIES");
     };
+    let files: Box<dyn Files> = match args.next().as_deref() {
+        Some("--flush") => Box::new(OsFiles),
+        _ => Box::new(Unflushed),
+    };
     let folder = PathBuf::from(folder);
     let entries = entries.replace('_', "").parse().unwrap();
     let store = folder.join("store");
     std::fs::create_dir_all(&store).unwrap();
     let key = LogKey::from_seed(ORIGIN, zeroize::Zeroizing::new([7; 32])).unwrap();
     std::fs::write(folder.join("policy.txt"), format!("log {}\nquorum none\n", key.verifier())).unwrap();
-    let writer = Writer::open(&store, Box::new(Unflushed)).unwrap();
+    let writer = Writer::open(&store, files).unwrap();
     let mut source = Synthetic { entries, tree: CompactRange::new(), anchors: VecDeque::new() };
     let start = Instant::now();
     let round = Publisher::new(writer, key, "synthetic".to_owned()).round(&mut source, &mut |_| {});

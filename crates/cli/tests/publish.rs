@@ -391,6 +391,24 @@ fn what_was_not_recorded_is_recorded_later() {
 /// The publisher stops after k operations on files, for every k; the next run must end with the same store.
 #[test]
 fn a_crash_at_any_point_changes_nothing() {
+    crash_at_any_point(Crash::Process);
+}
+
+/// The same, and the disk forgets half of each file that was not flushed, with or without the names that were not.
+#[test]
+fn a_power_failure_at_any_point_changes_nothing() {
+    crash_at_any_point(Crash::Contents);
+    crash_at_any_point(Crash::Names);
+}
+
+/// The same, and the disk forgets the names of some folders and not those of others.
+#[test]
+fn a_power_failure_that_takes_some_names_changes_nothing() {
+    crash_at_any_point(Crash::Tiles);
+    crash_at_any_point(Crash::Immutable);
+}
+
+fn crash_at_any_point(crash: Crash) {
     let mut sample = FakeDatabase::new();
     sample.write(Some("acme"), 300);
     let mut grown = sample.clone();
@@ -404,7 +422,7 @@ fn a_crash_at_any_point_changes_nothing() {
     for k in 0.. {
         let root = dir.path().join(k.to_string());
         std::fs::create_dir(&root).unwrap();
-        let (files_left, done) = fast_files(Some(k));
+        let (files_left, done) = crashing_files(Some(k), crash);
         let mut database = sample.clone();
         let crashed = match Writer::open(&root, files_left) {
             Ok(store) => {
@@ -420,18 +438,18 @@ fn a_crash_at_any_point_changes_nothing() {
         // Whatever is there can be verified: only what the crash kept from being written is missing.
         if root.join(PLATFORM).join("checkpoint").exists() {
             let report = verify(&root);
-            assert_eq!(report.exit_code(), 0, "k = {k}: {:?}", findings(&report));
+            assert_eq!(report.exit_code(), 0, "{crash:?} {k}: {:?}", findings(&report));
         }
         ok(&publish(&root, &mut database));
         let report = verify(&root);
-        assert_eq!(report.exit_code(), 0, "k = {k}: {:?}", findings(&report));
+        assert_eq!(report.exit_code(), 0, "{crash:?} {k}: {:?}", findings(&report));
         // The same database goes on growing.
         let mut next = grown.clone();
         for (origin, log) in &database.logs {
             next.log(origin).published = log.published.clone();
         }
         ok(&publish(&root, &mut next));
-        assert_eq!(files(&root), want, "k = {k}");
+        assert_eq!(files(&root), want, "{crash:?} {k}");
         std::fs::remove_dir_all(&root).unwrap();
         if !crashed {
             assert!(done.get() <= k);

@@ -1,20 +1,24 @@
 //! A store in a folder: read-only files, each on disk before it has its name.
 //!
-//! Owns the order of system calls that makes a file whole and durable under its name, the publisher's lock, and that
-//! nothing but a regular file is ever opened. Promises that a published file is never overwritten and that a crash leaves
-//! nothing but unfinished files under [`CONTROL`]. It never makes the store's own folder: a store that is not mounted must
-//! not become an empty one.
+//! Owns the order of system calls that makes files whole and durable under their names, the publisher's lock, and that
+//! nothing but a regular file is ever opened. Files are written aside, many of them are flushed at once, then each gets its
+//! name by a link that fails where the name is taken, and in the end the folders' names are flushed. Promises that a
+//! published file is never overwritten and that a crash leaves nothing but unfinished files under [`CONTROL`]. It never makes
+//! the store's own folder: a store that is not mounted must not become an empty one.
 
-use std::collections::{BTreeSet, HashSet};
-use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use super::files::Files;
 use super::{CONTROL, Kind, Listed, StoreError};
 
-/// Mode of everything that is published: nobody writes it again.
-const READ_ONLY: u32 = 0o444;
+/// Files that wait to be flushed at most: each is open until then.
+const WAITING: usize = 256;
+
+/// Their bytes at most, unless a single file is larger: what the system is to write at once.
+const WAITING_BYTES: usize = 32 << 20;
 
 /// A folder's files, for reading.
 #[derive(Debug, Clone)]
@@ -118,78 +122,6 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// The operations that change a store, one method each.
-///
-/// The tests stop the publisher before any one of them, as a crash would.
-pub trait Files {
-    /// Makes one folder.
-    ///
-    /// # Errors
-    /// What the system says; `AlreadyExists` counts as done.
-    fn create_dir(&self, path: &Path) -> io::Result<()>;
-    /// Writes a new file of mode 0444 and flushes it to disk.
-    ///
-    /// # Errors
-    /// What the system says, `AlreadyExists` among it.
-    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
-    /// Gives a file a second name, unless that name is taken.
-    ///
-    /// # Errors
-    /// What the system says, `AlreadyExists` when the name is taken.
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Moves a file to a name, in place of what was there.
-    ///
-    /// # Errors
-    /// What the system says.
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Removes a name.
-    ///
-    /// # Errors
-    /// What the system says.
-    fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Flushes a folder's names to disk.
-    ///
-    /// # Errors
-    /// What the system says.
-    fn sync_dir(&self, path: &Path) -> io::Result<()>;
-}
-
-/// The operating system's files.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct OsFiles;
-
-impl Files for OsFiles {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        match fs::create_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other,
-        }
-    }
-
-    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        file.write_all(bytes)?;
-        file.set_permissions(Permissions::from_mode(READ_ONLY))?;
-        file.sync_all()
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::hard_link(from, to)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
-    }
-}
-
 /// A store that this process alone may write.
 pub(super) struct FolderWriter {
     folder: Folder,
@@ -198,9 +130,21 @@ pub(super) struct FolderWriter {
     unsynced: BTreeSet<PathBuf>,
     /// Folders known to exist, relative to the store.
     folders: HashSet<PathBuf>,
+    /// What was put and has no name yet.
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
     temporary: u64,
     /// Held as long as the writer lives; the system releases it when the process ends, however it ends.
     _lock: File,
+}
+
+/// A file that is written, and neither flushed nor named.
+struct Waiting {
+    /// Its name to be, relative to the store.
+    path: String,
+    /// Where it is.
+    temporary: PathBuf,
+    file: File,
 }
 
 impl std::fmt::Debug for FolderWriter {
@@ -232,7 +176,16 @@ impl FolderWriter {
         for left in fs::read_dir(&temporary).map_err(io)? {
             files.remove(&left.map_err(io)?.path()).map_err(io)?;
         }
-        Ok(Self { folder, files, unsynced: BTreeSet::new(), folders: HashSet::new(), temporary: 0, _lock: lock })
+        Ok(Self {
+            folder,
+            files,
+            unsynced: BTreeSet::new(),
+            folders: HashSet::new(),
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            temporary: 0,
+            _lock: lock,
+        })
     }
 
     /// The same folder, for reading.
@@ -240,46 +193,62 @@ impl FolderWriter {
         &self.folder
     }
 
-    /// Writes an immutable object. Its name is on disk after the next [`FolderWriter::sync`].
+    /// Writes an immutable object. It has its name, on disk, after the next [`FolderWriter::sync`].
     ///
     /// An object that is there with the same bytes is as good as written.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when it is there with other bytes, [`StoreError::NotRegular`], [`StoreError::Io`].
+    /// [`StoreError::Conflict`] when it is there with other bytes, [`StoreError::NotRegular`], [`StoreError::Io`]; nothing
+    /// waits any more then.
     pub(super) fn put(&mut self, path: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        if !self.is_there(path, bytes)? {
-            let temporary = self.write_temporary(path, bytes)?;
-            let linked =
-                self.files.link(&temporary, &self.folder.root.join(path)).or_else(|error| match error.kind() {
-                    io::ErrorKind::AlreadyExists => Ok(()),
-                    _ => Err(error),
-                });
-            linked.and_then(|()| self.files.remove(&temporary)).map_err(|source| io_error(path, source))?;
-            // Settles the case that the name was taken in between, and reads back what was written.
-            if !self.is_there(path, bytes)? {
-                return Err(StoreError::Conflict { path: path.to_owned() });
-            }
+        let done = self.put_aside(path, bytes);
+        if done.is_err() {
+            self.give_up();
         }
-        self.note_folder(path);
+        done
+    }
+
+    fn put_aside(&mut self, path: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        if self.is_there(path, bytes)? {
+            self.note_folder(path);
+            return Ok(());
+        }
+        let full = self.waiting.len() >= WAITING || self.waiting_bytes + bytes.len() > WAITING_BYTES;
+        if full && !self.waiting.is_empty() {
+            self.name_waiting()?;
+        }
+        let waiting = self.write_temporary(path, bytes)?;
+        self.waiting.push_back(waiting);
+        self.waiting_bytes += bytes.len();
         Ok(())
     }
 
     /// Replaces a mutable object as a whole and flushes its name to disk.
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// [`StoreError::Io`], and what [`FolderWriter::sync`] says of objects before it.
     pub(super) fn replace(&mut self, path: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        let temporary = self.write_temporary(path, bytes)?;
-        self.files.rename(&temporary, &self.folder.root.join(path)).map_err(|source| io_error(path, source))?;
+        // Whatever the caller says: nothing that others find by this object may come after it.
+        self.sync()?;
+        let Waiting { temporary, file, .. } = self.write_temporary(path, bytes)?;
+        self.files
+            .flush(&[&file])
+            .and_then(|()| self.files.rename(&temporary, &self.folder.root.join(path)))
+            .map_err(|source| io_error(path, source))?;
         self.note_folder(path);
         self.sync()
     }
 
-    /// Flushes every new name to disk.
+    /// Flushes every object that was put, gives it its name, and flushes every new name to disk.
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// What [`FolderWriter::put`] says of one of them; nothing waits any more then.
     pub(super) fn sync(&mut self) -> Result<(), StoreError> {
+        let named = self.name_waiting();
+        if named.is_err() {
+            self.give_up();
+            return named;
+        }
         while let Some(folder) = self.unsynced.first().cloned() {
             self.files
                 .sync_dir(&self.folder.root.join(&folder))
@@ -287,6 +256,47 @@ impl FolderWriter {
             self.unsynced.remove(&folder);
         }
         Ok(())
+    }
+
+    /// Flushes what waits, and only then gives it its names.
+    fn name_waiting(&mut self) -> Result<(), StoreError> {
+        if let Some(first) = self.waiting.front() {
+            let files: Vec<&File> = self.waiting.iter().map(|waiting| &waiting.file).collect();
+            self.files.flush(&files).map_err(|source| io_error(&first.path, source))?;
+        }
+        self.waiting_bytes = 0;
+        while let Some(waiting) = self.waiting.pop_front() {
+            if let Err(error) = self.name(&waiting) {
+                self.waiting.push_front(waiting);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn name(&mut self, Waiting { path, temporary, .. }: &Waiting) -> Result<(), StoreError> {
+        match self.files.link(temporary, &self.folder.root.join(path)) {
+            Ok(()) => {}
+            // Taken in between: by the same bytes, or by others.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let bytes = fs::read(temporary).map_err(|source| io_error(path, source))?;
+                if !self.is_there(path, &bytes)? {
+                    return Err(StoreError::Conflict { path: path.clone() });
+                }
+            }
+            Err(source) => return Err(io_error(path, source)),
+        }
+        self.note_folder(path);
+        self.files.remove(temporary).map_err(|source| io_error(path, source))
+    }
+
+    /// Takes away what waits: whoever put it was told that it was not written. What cannot be removed is cleared away when
+    /// the store is opened the next time.
+    fn give_up(&mut self) {
+        self.waiting_bytes = 0;
+        for Waiting { temporary, .. } in self.waiting.drain(..) {
+            let _ = self.files.remove(&temporary);
+        }
     }
 
     /// Whether the object is there with these bytes; an error when it is there with others.
@@ -300,15 +310,15 @@ impl FolderWriter {
         }
     }
 
-    fn write_temporary(&mut self, path: &str, bytes: &[u8]) -> Result<PathBuf, StoreError> {
+    fn write_temporary(&mut self, path: &str, bytes: &[u8]) -> Result<Waiting, StoreError> {
         if let Some(folder) = Path::new(path).parent() {
             self.ensure_folder(folder)?;
         }
         self.temporary += 1;
         let name = format!("{}-{}", std::process::id(), self.temporary);
         let temporary = self.folder.root.join(CONTROL).join("tmp").join(name);
-        self.files.write_new(&temporary, bytes).map_err(|source| io_error(path, source))?;
-        Ok(temporary)
+        let file = self.files.write_new(&temporary, bytes).map_err(|source| io_error(path, source))?;
+        Ok(Waiting { path: path.to_owned(), temporary, file })
     }
 
     fn ensure_folder(&mut self, folder: &Path) -> Result<(), StoreError> {

@@ -8,6 +8,7 @@
 //!
 //! The publisher's own files, its lock and its unfinished writes, are under [`CONTROL`], a name no log can have.
 
+mod files;
 mod folder;
 mod location;
 mod object_lock;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use folder::{Files, OsFiles};
+pub use files::{Files, OsFiles};
 pub use location::{Location, parse_location};
 pub use object_lock::ObjectLock;
 

@@ -1,9 +1,11 @@
 //! A database in memory, a disk that fails on demand, and short ways to use them.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
@@ -12,7 +14,7 @@ use agd_cli::key::{LogKey, WitnessKey};
 use agd_cli::policy::Policy;
 use agd_cli::publish::{Publisher, Round};
 use agd_cli::source::{Anchor, LogHead, Receipt, Source, SourceError};
-use agd_cli::store::{Files, OsFiles, Reader, StoreError, Writer};
+use agd_cli::store::{self, Files, OsFiles, Reader, StoreError, Writer};
 use agd_cli::verify::{self, Report};
 use agd_cli::witness::Witness;
 use agd_core::{Checkpoint, CompactRange, Entry, EventId, Hash, image_digest, leaf_hash};
@@ -261,17 +263,59 @@ fn incarnation_of(origin: &str) -> u32 {
     agd_core::name::split_incarnation(platform).1
 }
 
-/// A disk on which only so many operations succeed. The one that fails may have been done by half.
+/// What a crash leaves of that which was not flushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Crash {
+    /// Everything: the process died and the machine did not.
+    Process,
+    /// Half of every file, with every name: the machine went down.
+    Contents,
+    /// Half of every file, and no name, no folder and no replacement since its folder was flushed.
+    Names,
+    /// As `Names`, but of the tiles alone: names of one folder may be on disk long before those of another.
+    Tiles,
+    /// As `Names`, but what was replaced stays so.
+    Immutable,
+}
+
+/// A disk on which only so many operations succeed. The one that fails may have been done by half, and is a crash.
 pub struct FailingFiles {
     pub left: Rc<Cell<Option<u64>>>,
     pub done: Rc<Cell<u64>>,
+    crash: Crash,
+    /// What is written and not flushed, by inode.
+    unflushed: RefCell<HashMap<u64, File>>,
+    /// What was done in folders that are not flushed, in order.
+    unnamed: RefCell<Vec<(PathBuf, Undo)>>,
+}
+
+/// How a change of a folder is taken back.
+enum Undo {
+    Folder(PathBuf),
+    Name(PathBuf),
+    Replaced(PathBuf, Option<Vec<u8>>),
 }
 
 impl FailingFiles {
+    fn new(left: Option<u64>, crash: Crash) -> (Self, Rc<Cell<u64>>) {
+        let done = Rc::new(Cell::new(0));
+        let files = Self {
+            left: Rc::new(Cell::new(left)),
+            done: Rc::clone(&done),
+            crash,
+            unflushed: RefCell::default(),
+            unnamed: RefCell::default(),
+        };
+        (files, done)
+    }
+
     fn step(&self) -> io::Result<()> {
         self.done.set(self.done.get() + 1);
         match self.left.get() {
-            Some(0) => Err(io::Error::other("the disk is gone")),
+            Some(0) => {
+                self.lose();
+                Err(io::Error::other("the disk is gone"))
+            }
             Some(left) => {
                 self.left.set(Some(left - 1));
                 Ok(())
@@ -279,43 +323,107 @@ impl FailingFiles {
             None => Ok(()),
         }
     }
+
+    /// The crash, once.
+    fn lose(&self) {
+        let unflushed = std::mem::take(&mut *self.unflushed.borrow_mut());
+        let unnamed = std::mem::take(&mut *self.unnamed.borrow_mut());
+        if self.crash == Crash::Process {
+            return;
+        }
+        for file in unflushed.into_values() {
+            file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        }
+        if self.crash == Crash::Contents {
+            return;
+        }
+        for (folder, undo) in unnamed.into_iter().rev() {
+            if self.crash == Crash::Tiles && !folder.components().any(|part| part.as_os_str() == "tile") {
+                continue;
+            }
+            match undo {
+                Undo::Replaced(..) if self.crash == Crash::Immutable => {}
+                // A folder with something in it that stays is there as well.
+                Undo::Folder(path) if self.crash == Crash::Immutable => {
+                    let _ = std::fs::remove_dir(path);
+                }
+                Undo::Folder(path) => std::fs::remove_dir_all(path).unwrap(),
+                Undo::Name(path) => std::fs::remove_file(path).unwrap(),
+                Undo::Replaced(path, before) => {
+                    std::fs::remove_file(&path).unwrap();
+                    before.into_iter().for_each(|bytes| std::fs::write(&path, bytes).unwrap());
+                }
+            }
+        }
+    }
+
+    fn changed(&self, path: &Path, undo: Undo) {
+        // Only what another folder holds is needed when this one is lost: nothing is, of the unfinished files.
+        let folder = path.parent().unwrap().to_owned();
+        if !folder.ends_with("tmp") {
+            self.unnamed.borrow_mut().push((folder, undo));
+        }
+    }
 }
 
 impl Files for FailingFiles {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.step()?;
-        OsFiles.create_dir(path)
+        let new = !path.exists();
+        OsFiles.create_dir(path)?;
+        if new && !path.components().any(|part| part.as_os_str() == store::CONTROL) {
+            self.changed(path, Undo::Folder(path.to_owned()));
+        }
+        Ok(())
     }
-    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<File> {
         if let Err(error) = self.step() {
             let _ = std::fs::write(path, &bytes[..bytes.len() / 2]);
             return Err(error);
         }
-        use std::os::unix::fs::PermissionsExt as _;
-        std::fs::write(path, bytes)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o444))
+        let file = OsFiles.write_new(path, bytes)?;
+        self.unflushed.borrow_mut().insert(file.metadata()?.ino(), file.try_clone()?);
+        Ok(file)
+    }
+    fn flush(&self, files: &[&File]) -> io::Result<()> {
+        for file in files {
+            self.step()?;
+            self.unflushed.borrow_mut().remove(&file.metadata()?.ino()).expect("flushed once, after it was written");
+        }
+        Ok(())
     }
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.step()?;
-        OsFiles.link(from, to)
+        OsFiles.link(from, to)?;
+        self.changed(to, Undo::Name(to.to_owned()));
+        Ok(())
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.step()?;
-        OsFiles.rename(from, to)
+        let before = std::fs::read(to).ok();
+        OsFiles.rename(from, to)?;
+        self.changed(to, Undo::Replaced(to.to_owned(), before));
+        Ok(())
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.step()?;
         OsFiles.remove(path)
     }
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
-        self.step()
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.step()?;
+        self.unnamed.borrow_mut().retain(|(folder, _)| folder != path);
+        Ok(())
     }
 }
 
 /// A disk without the flushes, for tests that write much.
 pub fn fast_files(left: Option<u64>) -> (Box<dyn Files>, Rc<Cell<u64>>) {
-    let done = Rc::new(Cell::new(0));
-    let files = FailingFiles { left: Rc::new(Cell::new(left)), done: Rc::clone(&done) };
+    crashing_files(left, Crash::Process)
+}
+
+/// As [`fast_files`], with what the crash takes away.
+pub fn crashing_files(left: Option<u64>, crash: Crash) -> (Box<dyn Files>, Rc<Cell<u64>>) {
+    let (files, done) = FailingFiles::new(left, crash);
     (Box::new(files), done)
 }
 
