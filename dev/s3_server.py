@@ -9,6 +9,8 @@ Prints {"port": N}, then answers each line of JSON on its input with one on its 
   {"fault": null}                       no more faults
   {"deaf": ["If-None-Match"]}           from now on these headers are not looked at, as by a server that does not know them
   {"requests": true}                    the requests since this was asked last
+  {"pause": 0.02}                       from now on every request takes so many seconds more
+  {"together": true}                    the most requests that were under way at once since this was asked last
   {"only": POLICY}                      from now on only one user may do anything, with this policy: its access key
 """
 
@@ -17,6 +19,7 @@ import datetime
 import json
 import sys
 import threading
+import time
 
 import boto3
 from moto import settings
@@ -28,7 +31,8 @@ HOST = "127.0.0.1"
 REGION = "eu-central-1"
 
 LOCK = threading.Lock()
-PLAN = {"fault": None, "deaf": []}
+PLAN = {"fault": None, "deaf": [], "pause": 0}
+UNDER_WAY = {"now": 0, "most": 0}
 REQUESTS = []
 
 
@@ -36,6 +40,17 @@ def faulty(application):
     """The application, with the planned faults."""
 
     def respond(environ, start_response):
+        with LOCK:
+            UNDER_WAY["now"] += 1
+            UNDER_WAY["most"] = max(UNDER_WAY.values())
+        try:
+            time.sleep(PLAN["pause"])
+            return answer(environ, start_response)
+        finally:
+            with LOCK:
+                UNDER_WAY["now"] -= 1
+
+    def answer(environ, start_response):
         method = environ["REQUEST_METHOD"]
         query = environ.get("QUERY_STRING", "")
         with LOCK:
@@ -136,6 +151,11 @@ def main():
                 with LOCK:
                     answer = REQUESTS[:]
                     REQUESTS.clear()
+            elif "pause" in command:
+                PLAN["pause"] = command["pause"]
+            elif "together" in command:
+                with LOCK:
+                    answer, UNDER_WAY["most"] = UNDER_WAY["most"], 0
             elif "only" in command:
                 publisher, admin = only(own, command["only"])
                 s3 = client(own, *admin)

@@ -15,6 +15,7 @@ pub mod key;
 pub mod keygen;
 pub mod origin;
 pub mod passphrase;
+mod pipeline;
 pub mod policy;
 pub mod prove;
 pub mod publish;

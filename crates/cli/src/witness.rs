@@ -23,6 +23,12 @@ pub enum WitnessError {
     SameAsLog(&'static str),
 }
 
+/// When a witness cosigned a note, in seconds; 0 when it did not. The note's signatures were checked.
+pub(crate) fn time_of(own: &VerifierKey, note: &SignedNote) -> u64 {
+    let lines = note.signatures().iter().filter(|line| line.id() == own.id() && line.name() == own.name());
+    lines.filter_map(NoteSignature::cosignature_time).max().unwrap_or_default()
+}
+
 /// Cosigns checkpoints.
 pub struct Witness {
     key: CosigningKey,
@@ -63,13 +69,6 @@ impl Witness {
     /// The public half.
     pub fn verifier(&self) -> &VerifierKey {
         self.key.verifier_key()
-    }
-
-    /// When it cosigned a note, in seconds; 0 when it did not. The note's signatures were checked.
-    pub(crate) fn time_of(&self, note: &SignedNote) -> u64 {
-        let own = self.verifier();
-        let lines = note.signatures().iter().filter(|line| line.id() == own.id() && line.name() == own.name());
-        lines.filter_map(NoteSignature::cosignature_time).max().unwrap_or_default()
     }
 
     /// Cosigns the body of a checkpoint now, but not before the last cosignature for this log, whatever the clock says.

@@ -206,6 +206,31 @@ fn an_object_of_other_content_or_size_is_never_overwritten_and_never_taken_in() 
     );
 }
 
+/// What was published is compared with the database when a process starts: a server far away is asked for many at once.
+#[test]
+fn old_checkpoints_are_read_many_at_once() {
+    let Some(server) = S3Server::start() else { return };
+    server.bucket("worm");
+    let mut database = FakeDatabase::new();
+    (0..120).for_each(|_| database.write(None, 1));
+    ok(&publish_to(&server, "s3://worm", &mut database));
+    server.requests();
+    server.pause(0.02);
+    server.together();
+    let round = publish_to(&server, "s3://worm", &mut database);
+    ok(&round);
+    assert!(round.published.is_empty());
+    let read = server.requests();
+    let read = (1..=120).filter(|size| read.contains(&format!("GET /worm/{}", checkpoint_path(PLATFORM, *size))));
+    assert_eq!(read.count(), 120);
+    assert!(server.together() >= 4);
+
+    // Of more than one that is wrong, the first is named.
+    database.log(PLATFORM).anchors.extend([(40, [1; 32]), (90, [2; 32])]);
+    let round = publish_to(&server, "s3://worm", &mut database);
+    let [Refusal::NotAContinuation { size: 40, .. }] = &round.refusals[..] else { panic!("{round:?}") };
+}
+
 /// The server answers k writes and no more, for every k; the next run must end with the same objects.
 #[test]
 fn a_crash_at_any_point_changes_nothing() {

@@ -4,12 +4,15 @@
 //! held against the store. Promises that an anchor goes further only with a size, a root and a text that fit each other. It
 //! believes none of them: the entries decide (in `append`).
 
+use std::ops::ControlFlow;
+
 use agd_core::{Checkpoint, Hash, SigningKey};
 
 use super::append::compare;
 use super::outcome::{LogError, malformed, store_error};
-use super::state::State;
+use super::state::{Checkpoints, State};
 use super::{ANCHOR_PAGE, CHUNK, Publisher};
+use crate::pipeline::{Threads, ordered};
 use crate::source::{Anchor, Receipt, Source};
 use crate::tiles;
 
@@ -93,6 +96,41 @@ pub(super) fn next_batch(
     }
 }
 
+/// Compares anchors, by ascending size, with what was published at their sizes. Gives each with its checkpoint's note, where
+/// there is one. Of a server it is asked for many at once: each answer takes its time.
+fn compare_all(
+    checkpoints: &Checkpoints<'_>,
+    anchors: Vec<ValidAnchor>,
+) -> Result<Vec<(ValidAnchor, Option<String>)>, LogError> {
+    let (reader, origin) = (checkpoints.reader, checkpoints.origin);
+    let published = |anchor: &ValidAnchor| -> Result<(Hash, Option<String>), LogError> {
+        if let Some(stored) = checkpoints.at(anchor.tree_size)? {
+            return Ok((stored.checkpoint.root, Some(stored.note)));
+        }
+        let tree = tiles::load_tree(reader, origin, anchor.tree_size);
+        Ok((tree.map_err(|error| store_error(origin, error))?.root(), None))
+    };
+    let threads = Threads::new(reader.parallel().saturating_sub(1));
+    let (mut notes, mut wrong) = (Vec::with_capacity(anchors.len()), None);
+    let look = |at: u64| anchors.get(at as usize).map(published);
+    ordered(&threads, 0..anchors.len() as u64, look, |at, published| {
+        let compared = anchors.get(at as usize).zip(published).map(|(anchor, published)| {
+            let (ours, note) = published?;
+            compare(origin, anchor.tree_size, &anchor.root, &ours).map(|()| note)
+        });
+        match compared {
+            Some(Ok(note)) => notes.push(note),
+            Some(Err(error)) => wrong = Some(error),
+            None => {}
+        }
+        if wrong.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    match wrong {
+        Some(error) => Err(error),
+        None => Ok(anchors.into_iter().zip(notes).collect()),
+    }
+}
+
 impl Publisher {
     /// Compares the database's anchors from `first` up to the published size with what was published.
     ///
@@ -113,21 +151,10 @@ impl Publisher {
         let mut more = state.published;
         while more {
             let page = fetch_anchors(source, origin, from)?;
-            more = page.len() as i64 == ANCHOR_PAGE;
-            for anchor in page {
-                if anchor.tree_size > size {
-                    more = false;
-                    break;
-                }
-                let (ours, note) = match self.stored_at(origin, anchor.tree_size, signer)? {
-                    Some(stored) => (stored.checkpoint.root, Some(stored.note)),
-                    None => {
-                        let tree = tiles::load_tree(self.store.reader(), origin, anchor.tree_size)
-                            .map_err(|error| store_error(origin, error))?;
-                        (tree.root(), None)
-                    }
-                };
-                compare(origin, anchor.tree_size, &anchor.root, &ours)?;
+            let within = page.partition_point(|anchor| anchor.tree_size <= size);
+            more = page.len() as i64 == ANCHOR_PAGE && within == page.len();
+            let checkpoints = self.checkpoints(origin, signer);
+            for (anchor, note) in compare_all(&checkpoints, page.into_iter().take(within).collect())? {
                 // A place whose name has the separator in it is told again each time: that does no harm.
                 let places = anchor.published_to.as_deref().unwrap_or_default();
                 let unrecorded = !places.split(", ").any(|place| place == self.published_to);

@@ -7,12 +7,13 @@
 use std::collections::BTreeMap;
 
 use agd_core::note::MAX_NOTE_LEN;
-use agd_core::{Checkpoint, Hash, NoteError, SignedNote, SigningKey, TiledTree, leaf_hash};
+use agd_core::{Checkpoint, Hash, NoteError, SignedNote, SigningKey, TiledTree, VerifierKey, leaf_hash};
 
 use super::Publisher;
 use super::outcome::{Failure, LogError, hex, refused_store, store_error};
-use crate::store;
+use crate::store::{self, Reader};
 use crate::tiles;
+use crate::witness::{self, Witness};
 
 /// A published checkpoint, as it lies in the store.
 #[derive(Clone)]
@@ -52,13 +53,14 @@ impl Publisher {
         let names = self.store.reader().list(&format!("{origin}/{}", store::CHECKPOINTS));
         let names = names.map_err(|error| LogError::Failed(Failure::Store(error)))?;
         let newest = names.iter().flatten().filter_map(|listed| store::parse_checkpoint_name(&listed.name)).max();
-        newest.map_or(Ok(None), |size| self.stored_at(origin, size, signer))
+        newest.map_or(Ok(None), |size| self.checkpoints(origin, signer).at(size))
     }
 
     /// Takes up the published state from the store: never from the database.
     pub(super) fn load_state(&self, origin: &str, signer: &SigningKey) -> Result<State, LogError> {
         let reader = self.store.reader();
-        let stored = self.read_checkpoint(origin, &store::newest_path(origin), signer)?;
+        let checkpoints = self.checkpoints(origin, signer);
+        let stored = checkpoints.newest()?;
         let tree = match &stored {
             None => TiledTree::new(),
             Some(Stored { checkpoint, note, .. }) => {
@@ -101,7 +103,7 @@ impl Publisher {
         let mut signed_ahead = BTreeMap::new();
         for listed in names {
             if let Some(size) = store::parse_checkpoint_name(&listed.name) {
-                let stored = self.stored_at(origin, size, signer)?;
+                let stored = checkpoints.at(size)?;
                 signed_ahead.extend(stored.map(|stored| (size, stored)));
             }
         }
@@ -110,36 +112,56 @@ impl Publisher {
         Ok(State { published: stored.is_some(), tree, open_entries, signed_ahead, cosigned_at })
     }
 
+    /// The checkpoints of a log in the store, read with the keys that must have signed them.
+    pub(super) fn checkpoints<'a>(&'a self, origin: &'a str, signer: &'a SigningKey) -> Checkpoints<'a> {
+        let witness = self.witness.as_ref().map(Witness::verifier);
+        Checkpoints { reader: self.store.reader(), origin, key: signer.verifier_key(), witness }
+    }
+}
+
+/// One log's published checkpoints. Many threads may read them.
+pub(super) struct Checkpoints<'a> {
+    pub(super) reader: &'a Reader,
+    pub(super) origin: &'a str,
+    key: &'a VerifierKey,
+    witness: Option<&'a VerifierKey>,
+}
+
+impl Checkpoints<'_> {
     /// What was published at a size: its immutable checkpoint.
-    pub(super) fn stored_at(&self, origin: &str, size: u64, signer: &SigningKey) -> Result<Option<Stored>, LogError> {
-        let path = store::checkpoint_path(origin, size);
-        let stored = self.read_checkpoint(origin, &path, signer)?;
-        match stored {
+    pub(super) fn at(&self, size: u64) -> Result<Option<Stored>, LogError> {
+        let path = store::checkpoint_path(self.origin, size);
+        match self.read(&path)? {
             Some(stored) if stored.checkpoint.size != size => {
                 let reason = format!("{path} is for size {}", stored.checkpoint.size);
-                Err(refused_store(origin, reason))
+                Err(refused_store(self.origin, reason))
             }
             stored => Ok(stored),
         }
     }
 
-    /// Reads a checkpoint that this key must have signed; a line of the witness must hold too.
-    fn read_checkpoint(&self, origin: &str, path: &str, signer: &SigningKey) -> Result<Option<Stored>, LogError> {
-        let bytes = self.store.reader().read(path, MAX_NOTE_LEN as u64);
-        let Some(bytes) = bytes.map_err(|error| store_error(origin, error.into()))? else {
+    /// The newest, as `checkpoint` has it.
+    fn newest(&self) -> Result<Option<Stored>, LogError> {
+        self.read(&store::newest_path(self.origin))
+    }
+
+    /// Reads a checkpoint that the log's key must have signed; a line of the witness must hold too.
+    fn read(&self, path: &str) -> Result<Option<Stored>, LogError> {
+        let bytes = self.reader.read(path, MAX_NOTE_LEN as u64);
+        let Some(bytes) = bytes.map_err(|error| store_error(self.origin, error.into()))? else {
             return Ok(None);
         };
-        let wrong = |reason: String| refused_store(origin, format!("{path}: {reason}"));
+        let wrong = |reason: String| refused_store(self.origin, format!("{path}: {reason}"));
         let unsigned = |error: NoteError| wrong(format!("{error}, with the key that was given"));
         let note = SignedNote::parse(&bytes).map_err(|error| wrong(error.to_string()))?;
-        note.verify(std::slice::from_ref(signer.verifier_key())).map_err(unsigned)?;
+        note.verify(std::slice::from_ref(self.key)).map_err(unsigned)?;
         let mut cosigned_at = 0;
-        if let Some(witness) = &self.witness {
-            note.verify(&[signer.verifier_key().clone(), witness.verifier().clone()]).map_err(unsigned)?;
-            cosigned_at = witness.time_of(&note);
+        if let Some(witness) = self.witness {
+            note.verify(&[self.key.clone(), witness.clone()]).map_err(unsigned)?;
+            cosigned_at = witness::time_of(witness, &note);
         }
         let checkpoint = Checkpoint::parse(note.text()).map_err(|error| wrong(error.to_string()))?;
-        if checkpoint.origin != origin {
+        if checkpoint.origin != self.origin {
             return Err(wrong(format!("it is of {}", checkpoint.origin)));
         }
         Ok(Some(Stored { checkpoint, note: note.to_string(), cosigned_at }))

@@ -13,7 +13,6 @@ pub mod findings;
 pub mod leaves;
 pub mod log;
 mod note;
-mod pipeline;
 mod second_look;
 mod strays;
 mod tile;
@@ -30,6 +29,7 @@ use agd_core::{Checkpoint, SignedNote, name};
 use agd_tsp::Authorities;
 
 use crate::origin::Kind;
+use crate::pipeline::{self, Threads};
 use crate::policy::Policy;
 use crate::store::{Reader, StoreError};
 use crate::succession::{self, Succession};
@@ -37,7 +37,6 @@ use crate::{EXIT_FALSE, EXIT_OK, EXIT_UNCHECKED};
 use events::EventsReport;
 use findings::Finding;
 use log::{Claim, Job, LogResult};
-use pipeline::Threads;
 use timestamps::Stamps;
 
 /// How much of a tenant's log the platform log covers.

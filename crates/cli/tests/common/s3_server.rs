@@ -1,4 +1,5 @@
 //! A real S3 server, started by the test that needs it and gone with it (dev/s3_server.py).
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -128,6 +129,16 @@ impl S3Server {
     pub fn requests(&self) -> Vec<String> {
         let said = self.ask(&json!({ "requests": true }));
         said["ok"].as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned()).collect()
+    }
+
+    /// From now on every request takes so many seconds more.
+    pub fn pause(&self, seconds: f64) {
+        self.ask(&json!({ "pause": seconds }));
+    }
+
+    /// The most requests that were under way at once since this was asked last.
+    pub fn together(&self) -> u64 {
+        self.ask(&json!({ "together": true }))["ok"].as_u64().unwrap()
     }
 
     /// From now on one user alone may do anything, and only what the policy says: its environment.

@@ -1,7 +1,7 @@
 //! Work on several threads, results in order.
 //!
-//! Owns how a log's tiles are shared out: who looks at which one, how far ahead of the slowest the others may run, and how
-//! many threads there are for all logs together. Promises that results come in their order, and that no more than a few of
+//! Owns how pieces of work (a log's tiles, its checkpoints) are shared out: who looks at which one, how far ahead of the
+//! slowest the others may run, and how many threads there are for all logs together. Promises that results come in their order, and that no more than a few of
 //! them wait for a thread. It knows nothing of what the work is.
 
 use std::ops::ControlFlow;
