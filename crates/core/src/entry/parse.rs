@@ -264,8 +264,17 @@ impl<'a> Reader<'a> {
     /// Microseconds since the Unix epoch of `2026-11-20T21:31:05.000001Z`, or of a signed year of six digits where four do
     /// not reach.
     pub(crate) fn time(&mut self, key: &str) -> Result<i64, At> {
-        const REST: &[u8; 24] = b"-00-00T00:00:00.000000Z\"";
         self.expect(key)?;
+        if let Some(micros) = self.rest().first_chunk().and_then(usual_time) {
+            self.at += USUAL;
+            return Ok(micros);
+        }
+        self.any_time()
+    }
+
+    /// A time of any year, and where it goes wrong.
+    fn any_time(&mut self) -> Result<i64, At> {
+        const REST: &[u8; 24] = b"-00-00T00:00:00.000000Z\"";
         let start = self.at;
         let signed = matches!(self.rest().first(), Some(b'+' | b'-'));
         let digits = if signed { 6 } else { 4 };
@@ -317,6 +326,33 @@ impl<'a> Reader<'a> {
         self.at = after + rest.len();
         Ok(micros)
     }
+}
+
+/// The length of a time whose year has four digits, with the closing quote.
+const USUAL: usize = 28;
+
+/// A time whose year has four digits, as nearly all are: two of them stand in every entry. `None`: any other, or none at all.
+fn usual_time(text: &[u8; USUAL]) -> Option<i64> {
+    const LOWEST: &[u8; USUAL] = b"0000-00-00T00:00:00.000000Z\"";
+    const HIGHEST: &[u8; USUAL] = b"9999-99-99T99:99:99.999999Z\"";
+    // All of them, with no way out between: this becomes a few wide instructions.
+    let within = text.iter().zip(LOWEST.iter().zip(HIGHEST));
+    if !within.fold(true, |all, (byte, (low, high))| all & (low <= byte) & (byte <= high)) {
+        return None;
+    }
+    let two = |at: usize| u32::from(text[at] - b'0') * 10 + u32::from(text[at + 1] - b'0');
+    let (year, month, day) = (two(0) * 100 + two(2), two(5), two(8));
+    let (hour, minute, second) = (two(11), two(14), two(17));
+    let within = (month.wrapping_sub(1) < 12) & (day > 0) & (hour < 24) & (minute < 60) & (second < 60);
+    if !within || day > 28 && i64::from(day) > days_in_month(i64::from(year), i64::from(month)) {
+        return None;
+    }
+    // Counted from 1 March of a year that is a multiple of 400 and before all of these, as the leap day comes last then.
+    let (years, months) = if month > 2 { (year + 400, month - 3) } else { (year + 399, month + 9) };
+    let days = years * 365 + years / 4 - years / 100 + years / 400 + (153 * months + 2) / 5 + day - 1;
+    let seconds = i64::from(days) * 86_400 + i64::from(hour * 3600 + minute * 60 + second);
+    let micros = i64::from((two(20) * 100 + two(22)) * 100 + two(24));
+    Some((seconds - (719_468 + 146_097) * 86_400) * SECOND + micros)
 }
 
 fn is_hex(byte: u8) -> bool {
@@ -378,4 +414,39 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year_of_era = year.rem_euclid(400);
     let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
     year.div_euclid(400) * 146_097 + day_of_era - 719_468
+}
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_time(text: &[u8; USUAL]) -> Option<i64> {
+        let mut reader = Reader::new(std::str::from_utf8(text).ok()?);
+        reader.any_time().ok().filter(|_| reader.at() == USUAL)
+    }
+
+    proptest! {
+        /// Every day of four-digit years, one byte of it perhaps another.
+        #[test]
+        fn the_usual_time_is_the_time(
+            micros in -62_167_219_200_000_000..253_402_300_800_000_000_i64,
+            at in 0..USUAL,
+            byte in prop_oneof![Just(None), (0x20..0x7F_u8).prop_map(Some), (b'0'..=b'9').prop_map(Some)],
+        ) {
+            let text = format!("{}\"", super::super::time_text(micros));
+            let Ok(mut text) = <[u8; USUAL]>::try_from(text.as_bytes()) else { panic!("{text}") };
+            prop_assert_eq!(usual_time(&text), Some(micros));
+            text[at] = byte.unwrap_or(text[at]);
+            prop_assert_eq!(usual_time(&text), any_time(&text));
+        }
+
+        #[test]
+        fn the_ends_of_months(year in 0..=9999_u32, month in 0..=13_u32, day in 27..=32_u32) {
+            let text = format!("{year:04}-{month:02}-{day:02}T23:59:59.999999Z\"");
+            let Ok(text) = <[u8; USUAL]>::try_from(text.as_bytes()) else { panic!("{text}") };
+            prop_assert_eq!(usual_time(&text), any_time(&text));
+        }
+    }
 }
