@@ -241,6 +241,8 @@ def live(tally, ready, env, wanted, command_line, programs, before):
     }
     if (pooler := pgbouncer()) is not None:
         own["AGD_PGBOUNCER"] = str(pooler)
+    if (server := s3_server()) is not None:
+        own["AGD_S3_SERVER"] = str(server)
     own.update(clients())
     if older:
         own["AGD_PG_OLDER_BIN"] = str(stage.bin_dir(older))

@@ -157,7 +157,8 @@ fn not_resumed() -> Error {
     }
 }
 
-fn closed(diverged: &str) -> Error {
+/// AG003: this was published, and is not part of the record.
+pub fn closed(diverged: &str) -> Error {
     let published = Checkpoint::parse(diverged).map_or_else(
         |_| "a checkpoint".into(),
         |published| format!("the checkpoint of {} at size {}", published.origin, published.size),

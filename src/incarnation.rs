@@ -1,7 +1,8 @@
 //! What happens when published history is lost: the record closes, and its logs begin anew.
 //!
 //! Owns `agd.report_divergence()`, which `agd publish` calls, and `agd.new_incarnation()`. Promises that the record closes
-//! only for a checkpoint that it does not have, as far as its own trees can tell; that the first leaf of a new incarnation's
+//! only for a checkpoint that it does not have, as far as its own trees can tell; that each refusal to publish becomes a DENIED
+//! event of the log concerned; that the first leaf of a new incarnation's
 //! platform log commits to that checkpoint, to the platform log that was closed and to the reason; and that every leaf of
 //! the closed logs stays where it is, under an anchor. Never writes an entry into a closed log, and never takes one out.
 //!
@@ -15,7 +16,7 @@ use crate::fmgr::{argument, c_function};
 use crate::log::prove::{root_at, signed_checkpoint};
 use crate::log::storage::{self, corrupted};
 use crate::log::stored::{Anchor, Stored};
-use crate::{backend, home};
+use crate::{backend, denied, home};
 use agd_core::{Checkpoint, Hash, Incarnation, entry, name};
 use pgrx::pg_sys;
 
@@ -57,7 +58,8 @@ fn report(origin: Option<String>, size: Option<i64>, root: Option<Vec<u8>>, note
     let platform = platforms.first().ok_or_else(|| corrupted("the platform log is gone"))?;
     let head = stored.head_by_origin(&origin)?;
     // A tenant's log that is published may be lost from its first leaf on.
-    if head.is_none() && !is_tenant_of(&platform.origin, &origin) {
+    let tenant = tenant_of(&platform.origin, &origin);
+    if head.is_none() && tenant.is_none() {
         return Err(storage::no_such_log(&origin));
     }
     if head.as_ref().is_some_and(|head| head.incarnation != platform.incarnation) {
@@ -69,7 +71,15 @@ fn report(origin: Option<String>, size: Option<i64>, root: Option<Vec<u8>>, note
         });
     }
     let present = head.filter(|head| size <= head.size).map(|head| root_at(&stored, &head, size)).transpose()?;
+    // Whichever it is, somebody refused to publish: that is told.
+    let publication = denied::Attempt {
+        action: Some("PUBLISH".into()),
+        tenant: tenant.map(str::to_owned),
+        ..denied::Attempt::default()
+    };
     if present == Some(root) {
+        // Then it was not for this checkpoint, but for what the log would go on with.
+        denied::attempted(publication);
         return Err(Error::BadArgument {
             message: format!("the log {origin} has this root at size {size}: nothing was lost"),
             hint: "Run agd publish again: the log continues what was published.".into(),
@@ -83,13 +93,20 @@ fn report(origin: Option<String>, size: Option<i64>, root: Option<Vec<u8>>, note
         {
             Ok(())
         }
-        _ => held.close(&published),
+        _ => {
+            held.close(&published)?;
+            // The event is written when the record goes on: until then nothing is.
+            denied::attempted(publication);
+            denied::record(&home::closed(&published.to_string()));
+            Ok(())
+        }
     }
 }
 
-fn is_tenant_of(platform: &str, origin: &str) -> bool {
-    let tenant = origin.strip_prefix(platform).and_then(|rest| rest.strip_prefix("/t/"));
-    tenant.is_some_and(|tenant| name::validate_tenant(tenant).is_ok())
+/// Whose log of this platform it is.
+fn tenant_of<'a>(platform: &str, origin: &'a str) -> Option<&'a str> {
+    let tenant = origin.strip_prefix(platform)?.strip_prefix("/t/")?;
+    name::validate_tenant(tenant).is_ok().then_some(tenant)
 }
 
 c_function!(agd_new_incarnation, pg_finfo_agd_new_incarnation, answer_begin);

@@ -304,6 +304,12 @@ fn who_may_close_and_open_an_incarnation() {
     // What the logs have closes nothing, whatever size it is of.
     let error = expect_sqlstate(publisher.batch_execute(known), "22023");
     expect_hint(&error, "agd publish");
+    // That somebody would not publish is told all the same.
+    let told = |client: &mut Client, sqlstate: &str| -> Vec<Option<String>> {
+        let sql = "SELECT tenant FROM agd.events WHERE action = 'DENIED' AND body::json->>'attempted' = 'PUBLISH' AND body::json->>'sqlstate' = $1";
+        client.query(sql, &[&sqlstate]).unwrap().iter().map(|row| row.get(0)).collect()
+    };
+    eventually("a refused publication is told", Duration::from_secs(30), || !told(&mut client, "22023").is_empty());
     let size: i64 = one(&mut client, "SELECT size FROM agd.log WHERE tenant IS NULL");
     let zeros = vec![0_u8; 32];
     let report = "SELECT agd.report_divergence($1, $2, $3, $4)";
@@ -343,6 +349,7 @@ fn who_may_close_and_open_an_incarnation() {
     let first = closed(&mut client);
     assert!(first.as_deref().unwrap().starts_with(&format!("{acme}\n100000\n")), "{first:?}");
     publisher.query(report, &[&acme, &200_000_i64, &zeros, &none]).unwrap();
+    assert!(told(&mut client, "AG003").is_empty(), "nothing is written to a closed record");
     assert_eq!(closed(&mut client), first);
     publisher.query(report, &[&origin, &100_000_i64, &zeros, &none]).unwrap();
     let second = closed(&mut client);
@@ -369,6 +376,10 @@ fn who_may_close_and_open_an_incarnation() {
     expect_whole(&mut client);
     let second = format!("{origin}/i2");
     assert_eq!(beginning(&mut client, &second).published.size, 110_000);
+    eventually("what closed the record is told in the new logs", Duration::from_secs(30), || {
+        let told = told(&mut client, "AG003");
+        told.contains(&None) && told.contains(&Some("acme".into()))
+    });
     // The closed one can be reported no more, the open one can.
     expect_sqlstate(publisher.query(report, &[&origin, &120_000_i64, &zeros, &none]), "22023");
     expect_sqlstate(client.batch_execute("SELECT agd.new_incarnation('why')"), "55000");
