@@ -263,6 +263,19 @@ fn ends_at_once_close_the_log_once() {
         assert_eq!(closed, ["true"], "round {round}");
     }
     expect_verified(&mut superuser);
+    // Which anchor is final, the events say.
+    let newest = "log_id = (SELECT log_id FROM agd.log WHERE tenant = 'acme') AND tree_size = (SELECT size FROM agd.log WHERE tenant = 'acme')";
+    for (set, says) in [("NULL", ", and does not say so"), ("'1-0'", ", and does not say so")] {
+        let mut tamperer = stage.database.tamperer().unwrap();
+        let sql = format!("UPDATE agd.checkpoint SET final_by = {set} WHERE {newest}");
+        assert_eq!(tamperer.execute(&sql, &[]).unwrap(), 1, "{sql}");
+        tamperer.commit().unwrap();
+        let found = strings(
+            &mut superuser,
+            "SELECT detail FROM agd.verify(full_scan => true) WHERE NOT ok AND check_name = 'anchors' AND origin LIKE '%/t/acme'",
+        );
+        assert!(found.len() == 1 && found[0].ends_with(says), "{sql}: {found:?}");
+    }
 }
 
 /// A folder with a key and a store, removed at its end.

@@ -418,6 +418,7 @@ fn nobody_gets_more_than_needed() {
             "bind",
             "cause_normalised",
             "confirm_write",
+            "current_fleet",
             "current_principal",
             "current_scopes",
             "current_tenant",

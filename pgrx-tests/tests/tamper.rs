@@ -716,6 +716,16 @@ fn every_column_of_an_anchor() {
                 "UPDATE agd.checkpoint SET guard_state = '' WHERE tree_size = 300 AND {acme}",
                 &["anchors@acme: the anchor at size 300 has a guard state that was not in force"],
             ),
+            (
+                "final_by",
+                "UPDATE agd.checkpoint SET final_by = '1-0' WHERE tree_size = 256 AND {platform}",
+                &["anchors@platform: the anchor at size 256 is said to be final by 1-0, which does not close the log"],
+            ),
+            (
+                "final_by",
+                "UPDATE agd.checkpoint SET final_by = '1-0' WHERE tree_size = 300 AND {acme}",
+                &["anchors@acme: the anchor at size 300 is said to be final by 1-0, which does not close the log"],
+            ),
             // Nothing is committed to the time of an anchor: agd.verify() says so in its description, and a timestamp
             // authority's word stands in the store.
             ("anchored_at", "UPDATE agd.checkpoint SET anchored_at = anchored_at - interval '1 day'", &[]),

@@ -119,7 +119,7 @@ impl Recorded {
         let none = HashMap::new();
         let sent = self.checkpoints.get(origin).unwrap_or(&none);
         let mut found = Judgement { checkpoints: None, guard_state: None };
-        for Anchor { size, root, guard_state } in anchors {
+        for Anchor { size, root, guard_state, .. } in anchors {
             let problem = match sent.get(size) {
                 None => format!("the anchor at size {size} is not in the platform log"),
                 Some(sent) if sent.root != *root => {

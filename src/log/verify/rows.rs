@@ -351,12 +351,15 @@ pub struct Anchor {
     pub root: Hash,
     /// The guard state that it carries.
     pub guard_state: Hash,
+    /// The event that closes the log here, as the row says.
+    pub final_by: Option<String>,
 }
 
 struct AnchorColumns {
     tree_size: usize,
     root_hash: usize,
     guard_state: usize,
+    final_by: usize,
 }
 
 /// Reads agd.checkpoint.
@@ -382,6 +385,7 @@ impl Anchors {
                 tree_size: column(table, c"tree_size")?,
                 root_hash: column(table, c"root_hash")?,
                 guard_state: column(table, c"guard_state")?,
+                final_by: column(table, c"final_by")?,
             },
             row: Columns::default(),
             scratch: Scratch::new(),
@@ -391,14 +395,19 @@ impl Anchors {
     fn next(&mut self) -> Option<Anchor> {
         let tuple = self.scan.next()?;
         self.row.deform(tuple, self.scan.descriptor());
-        // SAFETY: both columns are bytea.
-        let (root, guard_state) = unsafe {
-            (bytes(&self.row, self.at.root_hash, &self.scratch), bytes(&self.row, self.at.guard_state, &self.scratch))
+        // SAFETY: the columns are bytea, and text, which is kept as bytea is.
+        let (root, guard_state, final_by) = unsafe {
+            (
+                bytes(&self.row, self.at.root_hash, &self.scratch),
+                bytes(&self.row, self.at.guard_state, &self.scratch),
+                bytes(&self.row, self.at.final_by, &self.scratch),
+            )
         };
+        let final_by = self.row.get(self.at.final_by).map(|_| String::from_utf8_lossy(&final_by).into_owned());
         let size = number(&self.row, self.at.tree_size) as u64;
         // What is no hash is none that anything has.
         let hash = |bytes: Vec<u8>| Hash::try_from(bytes).unwrap_or_default();
-        Some(Anchor { size, root: hash(root), guard_state: hash(guard_state) })
+        Some(Anchor { size, root: hash(root), guard_state: hash(guard_state), final_by })
     }
 
     /// The anchors of a log at sizes above `size`, smallest first.

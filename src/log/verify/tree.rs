@@ -12,7 +12,9 @@ use crate::log::verify::platform::Recorded;
 use crate::log::verify::progress::Progress;
 use crate::log::verify::rows::{Anchor, Anchors, LogRow, TileRow, Tiles, View};
 use agd_core::audit::{Audit, Span, UpperTile};
-use agd_core::{CompactRange, Hash, TILE_WIDTH, tile};
+use agd_core::{CompactRange, Hash, TILE_WIDTH, entry, tile};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What all logs are read with.
 pub struct Tools {
@@ -287,6 +289,7 @@ pub fn verify_log(
         roots.sort_unstable_by_key(|(size, _)| *size);
     }
 
+    let mut ends = Ends::default();
     let mut walk = Walk::begin(&mut tools.tiles, row, &open, from);
     let mut above = Above { row, open: &open, present: None };
     let mut at = from;
@@ -312,6 +315,7 @@ pub fn verify_log(
                     break;
                 };
                 found.tiles.add(format!("{name} {what}"));
+                ends.unread.push(at..end);
                 compare_completed(tools, row, &verdict.completed, &mut found);
                 progress.step(end - at);
                 at = end;
@@ -325,6 +329,9 @@ pub fn verify_log(
         let leaves = read_leaves(&mut tools.leaves, &mut listeners, at, keys, stored, |event| {
             let (low, high) = stamps.unwrap_or((event.stamp, event.stamp));
             stamps = Some((low.min(event.stamp), high.max(event.stamp)));
+            if row.tenant.is_some() && event.action() == entry::LOG_CLOSE {
+                ends.closed.insert(at + event.position as u64 + 1, keys[event.position]);
+            }
             if event.tenant != row.tenant.as_deref() && event.hash == stored[event.position] {
                 let (key, leaf) = (keys[event.position], at + event.position as u64);
                 found
@@ -373,6 +380,7 @@ pub fn verify_log(
         at = end;
     }
     found.scanned = at - from;
+    ends.judge(&found.new_anchors, from, at, &mut found.anchors);
     if at == row.size {
         for (level, hashes) in audit.tree().open_tiles().iter().enumerate().skip(2) {
             if open.get(level) != Some(hashes) {
@@ -450,6 +458,39 @@ fn judge_sizes(found: &mut Findings, row: &LogRow, from: u64, roots: &[(u64, Has
         found
             .anchors
             .add(format!("agd.log says that an anchor is due, but the one at size {newest} covers all leaves"));
+    }
+}
+
+/// Where the log's events close it.
+#[derive(Default)]
+struct Ends {
+    /// By the size of the log that ends with them.
+    closed: BTreeMap<u64, EventKey>,
+    /// Leaves whose events nobody knows.
+    unread: Vec<Range<u64>>,
+}
+
+impl Ends {
+    /// Those of the anchors at sizes above `from` and up to `to` that are final, and no others, say so.
+    fn judge(mut self, anchors: &[Anchor], from: u64, to: u64, found: &mut Problems) {
+        let unread = |size: u64| self.unread.iter().any(|leaves| leaves.contains(&(size - 1)));
+        for anchor in anchors.iter().filter(|anchor| from < anchor.size && anchor.size <= to && !unread(anchor.size)) {
+            let size = anchor.size;
+            match (&anchor.final_by, self.closed.remove(&size)) {
+                (Some(said), None) => {
+                    found.add(format!(
+                        "the anchor at size {size} is said to be final by {said}, which does not close the log"
+                    ));
+                }
+                (said, Some(key)) if said.as_deref() != Some(&key.to_string()) => {
+                    found.add(format!("the anchor at size {size} is final by event {key}, and does not say so"));
+                }
+                _ => {}
+            }
+        }
+        for (size, key) in self.closed {
+            found.add(format!("event {key} closes the log, and there is no anchor at size {size}"));
+        }
     }
 }
 
