@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::sync::OnceLock;
 
 /// Programs of an ordinary run, and its first seed.
-const PROGRAMS: u64 = 1500;
+const PROGRAMS: u64 = 700;
 const FIRST_SEED: u64 = 1;
 
 fn cluster() -> &'static Cluster {
