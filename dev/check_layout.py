@@ -202,7 +202,7 @@ def traps_have_their_tests(files):
             if not (ROOT / "tests" / "isolation" / "specs" / f"{name}.spec").is_file():
                 found.append(at(path, number, line))
         for where, names in TRAP_TESTS.findall(line):
-            folder = "crates/cli/tests" if where.startswith("cli/") else "pgrx-tests/tests"
+            folder = "crates/cli/tests/cli" if where.startswith("cli/") else "pgrx-tests/tests/live"
             source = ROOT / ("src/pg_tests.rs" if where == "pg_tests" else f"{folder}/{where.removeprefix('cli/')}.rs")
             text = source.read_text() if source.is_file() else ""
             found += [at(path, number, f"{where}: {name}") for name in re.findall(r"\w+", names) if f"fn {name}()" not in text]

@@ -39,6 +39,12 @@ KINDS = ("core", "pgtest", "live", "regress")
 # Nothing here takes that long. A test that hangs must not hang the machine that runs it.
 PATIENCE = 1200
 
+# Modules of the live tests that run at a time: each waits for its servers more than half of the time.
+MODULES = (os.cpu_count() or 1) + 1
+
+# The test programs that run now. They are no part of this process's group: a Ctrl-C does not reach them.
+RUNNING = set()
+
 LIBTEST = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE)
 
 
@@ -76,6 +82,7 @@ def watched(command, **options):
         [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, errors="replace", start_new_session=True, **options,
     )
+    RUNNING.add(process)
     expired = threading.Event()
 
     def stop():
@@ -92,14 +99,21 @@ def watched(command, **options):
     try:
         printed, _ = process.communicate()
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGTERM)
+        stop_all()
         raise
     finally:
         timer.cancel()
+        RUNNING.discard(process)
     if expired.is_set():
         printed += f"\nstopped: no end after {PATIENCE} s"
     return process.returncode, printed
+
+
+def stop_all():
+    """Stop every test program that runs, with all it started."""
+    for process in list(RUNNING):
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def libtest(tally, name, start, code, printed):
@@ -156,15 +170,15 @@ def plain(tally, env):
 
 def core(tally, env, wanted, programs):
     """agd-core, agd-tsp and the command line, on their own."""
+    # Where there is no S3 server or no browser (which reads the HTML report), their tests say so and fail.
     if (server := s3_server()) is not None:
         env = {**env, "AGD_S3_SERVER": str(server)}
+    if (browser := chromium()) is not None:
+        env = {**env, "AGD_CHROMIUM": str(browser)}
     for folder, name, path in programs:
         if folder != LIVE:
             start = time.monotonic()
             own = {**env, "CARGO_MANIFEST_DIR": str(folder)}
-            # The HTML report is read by a browser. Where there is none, its tests say so and fail.
-            if name == "html" and (browser := chromium()) is not None:
-                own["AGD_CHROMIUM"] = str(browser)
             code, printed = watched([path, *wanted], cwd=folder, env=own)
             if not (code == 0 and "running 0 tests" in printed):
                 libtest(tally, f"{folder.name} {name}", start, code, printed)
@@ -249,13 +263,37 @@ def live(tally, ready, env, wanted, command_line, programs, before):
     elif upgrades:
         why = "no older version in this run" if not before else "other builds cannot read the older version's tables"
         say(f"     {f'pg{major} live':<28} pg_upgrade left out: {why}")
-    for folder, name, path in programs:
-        if folder == LIVE:
-            start = time.monotonic()
-            skipped = [] if older else ["--skip", "pg_upgrade"]
-            code, printed = watched([path, *wanted, *skipped], cwd=LIVE, env=own)
-            if not (code == 0 and "running 0 tests" in printed):
-                libtest(tally, f"pg{major} live {name}", start, code, printed)
+    skipped = [] if older else ["--skip", "pg_upgrade"]
+
+    def run(path, module, tests):
+        start = time.monotonic()
+        code, printed = watched([path, "--exact", *tests], cwd=LIVE, env=own)
+        return module, start, code, printed
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=MODULES) as threads:
+        modules = [
+            threads.submit(run, path, module, tests)
+            for folder, _, path in programs if folder == LIVE
+            for module, tests in listed([path, *wanted, *skipped], own).items()
+        ]
+        try:
+            for done in concurrent.futures.as_completed(modules):
+                module, start, code, printed = done.result()
+                libtest(tally, f"pg{major} live {module}", start, code, printed)
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            stop_all()
+            raise
+
+
+def listed(command, env):
+    """The tests that such a run of a libtest program would run: {module: [names]}."""
+    modules = {}
+    for line in output([*command, "--list", "--format", "terse"], cwd=LIVE, env=env).splitlines():
+        name, _, kind = line.rpartition(": ")
+        if kind == "test":
+            modules.setdefault(name.partition("::")[0], []).append(name)
+    return modules
 
 
 SUITES = {

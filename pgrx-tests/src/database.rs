@@ -52,12 +52,7 @@ impl<'c> TestDb<'c> {
     /// # Errors
     /// What the server says.
     pub fn tamperer(&self) -> Result<Tamperer> {
-        // A session of its own: it has not read the triggers of any table yet.
-        let mut client = self.connect()?;
-        client
-            .batch_execute(&format!("BEGIN; SET LOCAL allow_system_table_mods = on; {}", switch_triggers("A", "D")))
-            .map_err(|e| Error::doing("switching triggers off", format!("{e:?}")))?;
-        Ok(Tamperer { client })
+        Tamperer::new(self.connect()?)
     }
 
     /// Runs a script as the superuser: see [`Cluster::psql`].
@@ -76,6 +71,17 @@ pub struct Tamperer {
 }
 
 impl Tamperer {
+    /// Over a session of a superuser that is new: it has not read the triggers of any table yet.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub fn new(mut client: Client) -> Result<Self> {
+        client
+            .batch_execute(&format!("BEGIN; SET LOCAL allow_system_table_mods = on; {}", switch_triggers("A", "D")))
+            .map_err(|e| Error::doing("switching triggers off", format!("{e:?}")))?;
+        Ok(Self { client })
+    }
+
     /// Switches the triggers on again and commits.
     ///
     /// # Errors

@@ -29,3 +29,9 @@ pub use cluster::{Builder, Cluster, Output, Stop};
 pub use database::{Tamperer, TestDb};
 pub use error::{Error, Result};
 pub use watch::Watch;
+
+/// Has a session run in parallel workers whatever may, however small. (PostgreSQL 16 renamed the first setting.)
+pub const FORCE_PARALLEL: &str =
+    "SELECT set_config(name, 'on', false) FROM pg_settings WHERE name IN ('debug_parallel_query', 'force_parallel_mode');
+     SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0;
+     SET max_parallel_workers_per_gather = 2";

@@ -137,7 +137,7 @@ fn values(random: &mut Random, columns: &[&Column], fresh: bool) -> Vec<String> 
 
 fn insert(random: &mut Random, model: &Model, table: &Table, place: Place) -> Write {
     let columns = insert_columns(random, table);
-    if columns.is_empty() || random.chance(if table.identity == Identity::No { 1 } else { 15 }) {
+    if columns.is_empty() || random.chance(if table.identity == Identity::No { 1 } else { 30 }) {
         return ("INSERT DEFAULT VALUES", format!("INSERT INTO {} DEFAULT VALUES", table.name).into());
     }
     let into = target(random, table);
