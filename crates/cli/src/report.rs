@@ -320,6 +320,9 @@ fn log_text(text: &mut String, log: &LogReport, with_policy: bool) {
         let (size, index) = (grouped(coverage.size), grouped(coverage.index));
         row("covered", &format!("{size:<11}  by entry {index} of the platform log{newer}"));
     }
+    if result.closed {
+        row("closed", "by its last entry: the tenant's last fleet has ended");
+    }
     if let Some(stamps) = &log.timestamps {
         let newest = match stamps.newest() {
             None => String::new(),
@@ -514,6 +517,7 @@ fn log_json(log: &LogReport) -> Value {
         "cosigned": result.cosigned,
         "timestamps": timestamps,
         "covered": coverage,
+        "closed": result.closed,
         "finding_count": result.findings.count(),
         "findings": findings_json(&result.findings),
         "unchecked": result.unchecked,

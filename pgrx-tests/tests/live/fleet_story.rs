@@ -368,6 +368,16 @@ fn fleets_are_verified_from_files_alone() {
     assert_eq!(checks.as_array().unwrap().len(), 8, "{checks}");
     assert_eq!(verdict["events"]["fleets_left_out"].as_array().unwrap().len(), 0, "{text}");
     assert!(text.contains("fleets       5 hold: 1 active, 2 cancelled, 1 pending, 1 sealed"), "{text}");
+    // That acme's log is closed, its last entry says, without a dump.
+    let closed: Vec<&str> = verdict["logs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|log| log["closed"] == true)
+        .map(|log| log["tenant"].as_str().unwrap())
+        .collect();
+    assert_eq!(closed, ["acme"]);
+    assert!(text.contains("  closed       by its last entry: the tenant's last fleet has ended\n"), "{text}");
 
     // A tenant has its own: all but the signers' keys.
     let (code, verdict, text) = check(&stage.role("globex"), "globex.jsonl");

@@ -309,6 +309,9 @@ impl Page<'_> {
                 Some(tenant) => page.raw("tenant ").text(tenant),
                 None => page.raw("platform log"),
             };
+            if result.closed {
+                page.raw("; closed: its last fleet has ended");
+            }
             page.raw("</span></td>");
             match (result.findings.count(), result.unchecked.is_empty()) {
                 (0, true) if self.report.with_policy => page.raw("<td class=\"good when\">✓ holds"),

@@ -73,6 +73,8 @@ pub struct LogResult {
     pub signed_root: Option<Hash>,
     /// What a later incarnation's platform log says that it continues.
     pub continues: Option<Incarnation>,
+    /// The last entry closes the tenant's log: its last fleet has ended.
+    pub closed: bool,
     /// Entries that were read and checked.
     pub entries: u64,
     /// The sizes of all published checkpoints, ascending.
@@ -282,7 +284,7 @@ impl Check<'_> {
     }
 
     fn clean(&mut self, clean: Clean) {
-        let Clean { leaves, root, runs, times, latest_at, claims, continues } = clean;
+        let Clean { leaves, root, runs, times, latest_at, claims, continues, closed } = clean;
         runs.into_iter().for_each(|run| self.ids.push(run));
         let before = self.result.times.map(|(_, last)| last);
         self.result
@@ -295,6 +297,7 @@ impl Check<'_> {
             self.result.claims.entry(origin).or_default().push(claim);
         }
         self.result.continues = self.result.continues.take().or(continues);
+        self.result.closed = closed;
         self.result.entries += leaves.len() as u64;
         let reach = self.tree.size() + leaves.len() as u64;
         match root.filter(|_| self.expected.iter().all(|expected| expected.size == reach)) {

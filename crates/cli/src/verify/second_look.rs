@@ -222,6 +222,7 @@ impl Check<'_> {
             self.result.claims.entry(origin).or_default().push(claim);
         }
         self.result.continues = self.result.continues.take().or(said.continues);
+        self.result.closed = said.closes;
         for wrong in said.wrong {
             self.wrong_entry(place, &wrong);
         }

@@ -67,6 +67,8 @@ pub struct Said {
     pub claim: Option<Checkpoint>,
     /// What the log continues.
     pub continues: Option<Incarnation>,
+    /// It closes the tenant's log: whatever follows opens it again.
+    pub closes: bool,
     /// What is wrong with it.
     pub wrong: Vec<String>,
 }
@@ -81,6 +83,7 @@ pub fn examine(job: &Job<'_>, index: u64, entry: &ParsedEntry<'_>) -> Said {
                 let other = other.as_deref().unwrap_or("no tenant");
                 said.wrong.push(format!("is of {other}, in the log of {tenant}"));
             }
+            said.closes = entry.action.is(entry::LOG_CLOSE);
         }
         Kind::Platform => {
             if entry.action.is(entry::CHECKPOINT) {
@@ -150,6 +153,8 @@ pub struct Clean {
     pub claims: Vec<(String, Claim)>,
     /// What the log continues.
     pub continues: Option<Incarnation>,
+    /// The last entry closes the log.
+    pub closed: bool,
 }
 
 /// What was found out about a tile.
@@ -231,6 +236,7 @@ impl<'a> Looker<'a> {
             }
             clean.claims.extend(said.claim.map(|checkpoint| Claim::new(index, checkpoint)));
             clean.continues = clean.continues.or(said.continues);
+            clean.closed = said.closes;
         }
         let bundles = self.partials(Piece::Entries, index, &bundle.found.path).ok()?;
         let tiles = self.partials(Piece::Hashes(0), index, &tile.path).ok()?;

@@ -371,6 +371,30 @@ fn the_page_has_a_line_for_each_fleet() {
     assert!(own.contains("signatures under fleets of tenant acme") && own.contains("<td>not checked</td>"), "{own}");
 }
 
+/// A log is closed by its last entry, and open again with whatever comes behind it.
+#[test]
+fn a_log_is_closed_by_its_last_entry() {
+    let closed = |story: &[Told]| -> Vec<bool> {
+        let dir = tempfile::tempdir().unwrap();
+        let report = tell(dir.path(), story, &[]);
+        assert_eq!(report.exit_code(), 0);
+        let page = dir.path().join("page.html");
+        let args =
+            ["report", dir.path().join("store").to_str().unwrap(), "--out", page.to_str().unwrap()].map(str::to_owned);
+        assert_eq!(std::process::Command::new(env!("CARGO_BIN_EXE_agd")).args(args).status().unwrap().code(), Some(2));
+        let said = std::fs::read_to_string(page).unwrap().contains("closed: its last fleet has ended");
+        let closed: Vec<bool> = report.logs.iter().map(|log| log.result.closed).collect();
+        assert_eq!(said, closed.contains(&true));
+        closed
+    };
+    let mut story = story();
+    assert_eq!(closed(&story), [false, true], "the platform log, and acme's");
+    story.push(row(Some("acme"), "public.orders", None, r#"{"id":2}"#));
+    assert_eq!(closed(&story), [false, false]);
+    story.truncate(story.len() - 2);
+    assert_eq!(closed(&story), [false, false]);
+}
+
 #[test]
 fn what_the_dump_does_not_have_is_said() {
     let dir = tempfile::tempdir().unwrap();
