@@ -53,6 +53,50 @@ pub fn flush_time(folder: &Path) -> Result<f64> {
     Ok(stats::median(&times))
 }
 
+/// Seconds of processor time that a process has had, where the system tells it: what other guests of the machine take away
+/// meanwhile is not in it.
+pub fn processor_seconds(pid: u32) -> Option<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+    Some(text.split(' ').next()?.parse::<f64>().ok()? / 1e9)
+}
+
+/// The same of all child processes that have ended.
+pub fn processor_seconds_of_children() -> Option<f64> {
+    Some(Times::of("self")?.ended_children)
+}
+
+/// The same of a PostgreSQL server: its first process and all that it has started, those that have ended included.
+pub fn processor_seconds_of_server(data: &Path) -> Option<f64> {
+    let pid_file = fs::read_to_string(data.join("postmaster.pid")).ok()?;
+    let first = pid_file.lines().next()?;
+    let server = Times::of(first)?;
+    let all = fs::read_dir("/proc").ok()?;
+    let processes = all.filter_map(|entry| Times::of(entry.ok()?.file_name().to_str()?));
+    let running: f64 = processes.filter(|times| times.parent == first).map(|times| times.own).sum();
+    Some(server.own + server.ended_children + running)
+}
+
+/// Processor time of a process, in seconds.
+struct Times {
+    parent: String,
+    own: f64,
+    ended_children: f64,
+}
+
+impl Times {
+    fn of(process: &str) -> Option<Self> {
+        let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        // Behind the program's name, which ends in the last parenthesis: state, parent, …; utime is the 14th of all fields.
+        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = |from: usize| -> Option<f64> {
+            Some(fields.get(from)?.parse::<f64>().ok()? + fields.get(from + 1)?.parse::<f64>().ok()?)
+        };
+        let second = rustix::param::clock_ticks_per_second() as f64;
+        let parent = (*fields.get(1)?).to_owned();
+        Some(Self { parent, own: ticks(11)? / second, ended_children: ticks(13)? / second })
+    }
+}
+
 /// Runs `work` on one processor only, its child processes included.
 ///
 /// # Errors

@@ -35,9 +35,9 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
              INSERT INTO orders_{rows} SELECT g, 't' || g % {TENANTS}, g % 1000, g / 100.0, 'order ' || g
                FROM generate_series(1, {rows}) g;
              CREATE INDEX ON orders_{rows} (tenant, id);
-             GRANT SELECT ON orders_{rows} TO {ROLE};
-             VACUUM ANALYZE orders_{rows}"
+             GRANT SELECT ON orders_{rows} TO {ROLE}"
         ))?;
+        session.run(&format!("VACUUM ANALYZE orders_{rows}"))?;
     }
     session.run("CHECKPOINT")?;
     drop(session);

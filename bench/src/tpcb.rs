@@ -4,7 +4,7 @@ use crate::report::Section;
 use crate::server::{self, Session, pgbench};
 use crate::stats::{figure, median, ratios, raw, spread};
 use crate::variant::{PER_ROW, Variant, turns};
-use crate::{Bench, Result};
+use crate::{Bench, Result, machine};
 use agd_live_tests::Cluster;
 use serde_json::json;
 use std::collections::HashMap;
@@ -32,6 +32,8 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
     };
 
     let mut tps: HashMap<(usize, &str), Vec<f64>> = HashMap::new();
+    // The server's processor time, microseconds a transaction.
+    let mut work: HashMap<(usize, &str), Vec<f64>> = HashMap::new();
     let mut most_waiting = 0;
     for clients in CLIENTS {
         for cluster in [Some(&main), audited.as_ref()].into_iter().flatten() {
@@ -44,6 +46,8 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
                 let mut session = Session::open(cluster, variant.key())?;
                 session.run("VACUUM pgbench_branches, pgbench_tellers")?;
                 let seed = format!("--random-seed={}", round + 1);
+                let processor = || machine::processor_seconds_of_server(&cluster.data_dir());
+                let had = processor();
                 let found = pgbench(cluster, variant.key(), clients, seconds, &[&seed])?;
                 if variant == Variant::Agd {
                     let waiting: i64 = session.one("SELECT events_waiting FROM agd.stat")?;
@@ -51,6 +55,7 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
                 }
                 // Nobody's turn begins with another's work still to be done.
                 variant.settle(&mut session)?;
+                let took = had.zip(processor()).map(|(had, has)| (has - had) * 1e6 / (found * f64::from(seconds)));
                 let counted = if round == 0 { "warm-up" } else { &format!("round {round} of {rounds}") };
                 bench.progress(&format!(
                     "tpcb: {clients} client(s), {counted}, {}: {} tps",
@@ -59,6 +64,7 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
                 ));
                 if round > 0 {
                     tps.entry((clients, variant.key())).or_default().push(found);
+                    work.entry((clients, variant.key())).or_default().extend(took);
                 }
             }
         }
@@ -84,6 +90,27 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
         cells.push(if *variant == Variant::Agd { "≥ 0.92".into() } else { String::new() });
         section.rows.push(cells);
     }
+    let mut processor = Section::new(
+        "tpcb_processor",
+        "The server's processor time in these rounds, µs a transaction",
+        &["", "1 client", "× unguarded", "8 clients", "× unguarded"],
+    );
+    for variant in &variants {
+        let mut cells = vec![variant.label().to_owned()];
+        for clients in CLIENTS {
+            let values = &work[&(clients, variant.key())];
+            let of_base = ratios(values, &work[&(clients, Variant::Unguarded.key())]);
+            cells.push(figure(median(values)));
+            cells.push(if *variant == Variant::Unguarded { String::new() } else { spread(&of_base) });
+            processor.raw[format!("{}_clients_{clients}_us", variant.key())] = raw(values);
+        }
+        processor.rows.push(cells);
+    }
+    processor.notes.push(
+        "All of the server's processes together, agd's worker among them until it had nothing left to do. Neither pgbench, \
+         nor the disk, nor other guests of the machine are in it."
+            .into(),
+    );
     section.raw["most_events_waiting"] = json!(most_waiting);
     section.notes.push(format!(
         "{rounds} rounds of {seconds} s for each, by turns, after one that does not count: `pgbench --no-vacuum -T \
@@ -99,7 +126,7 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
     } else {
         "pgaudit: not installed in this PostgreSQL.".into()
     });
-    Ok(vec![section])
+    Ok(vec![section, processor])
 }
 
 /// pgbench's tables once, then a copy for each variant: all begin with the same bytes.
