@@ -284,13 +284,19 @@ fn is_own_schema(schema: pg_sys::Oid) -> bool {
         && extension() != pg_sys::InvalidOid
 }
 
-/// A function of agd's, the extension itself; and any schema and event trigger, since those are few and one of agd's may
+/// A function of agd's, its schema, the extension itself; and any event trigger, since those are few and one of agd's may
 /// have another name by now.
 pub fn is_own_by_itself(class: u32, object: pg_sys::Oid) -> bool {
     match class {
         // SAFETY: a catalog look-up; a function that is gone has no schema.
         class::FUNCTION => is_own_schema(unsafe { pg_sys::get_func_namespace(object) }),
-        class::EVENT_TRIGGER | class::SCHEMA => extension() != pg_sys::InvalidOid,
+        class::EVENT_TRIGGER => extension() != pg_sys::InvalidOid,
+        class::SCHEMA => {
+            // Where no schema has its name, any may be the one that had it.
+            // SAFETY: a catalog look-up.
+            let own = unsafe { pg_sys::get_namespace_oid(c"agd".as_ptr(), true) };
+            (own == object || own == pg_sys::InvalidOid) && extension() != pg_sys::InvalidOid
+        }
         class::EXTENSION => object == extension(),
         _ => false,
     }
