@@ -2,17 +2,19 @@
 """Fuzzes every parser of what may come from a stranger, with libFuzzer and coverage.
 
 A target is a file in crates/fuzz/targets. Inputs that reach new code are kept in target/fuzz/corpus, and what makes a target
-fail in target/fuzz/failures: the next run begins with both. The seeds are the golden vectors, and replies of a timestamp authority that
-openssl makes once.
+fail in target/fuzz/failures: the next run begins with both. As many targets run at a time as there are processors. The seeds
+are the golden vectors, and replies of a timestamp authority that openssl makes once.
 """
 
 import argparse
+import concurrent.futures
 import json
 import os
 import re
 import subprocess
 
 import setup
+from build import PLAIN_PACKAGES
 from shell import IS_ROOT, ROOT, Failed, Missing, is_debian, logged, main, output, say, which
 
 TARGETS = sorted(path.stem for path in (ROOT / "crates" / "fuzz" / "targets").glob("*.rs"))
@@ -108,12 +110,15 @@ def compiler():
 
 
 def build():
-    """The folder of the programs, which are linted first. A named target keeps the flags from build scripts."""
+    """The folder of the programs, which are linted first."""
+    # As everything else is linted: what they depend on is checked once.
+    lint = ["cargo", "clippy", "--locked", "--quiet", "--all-targets", *PLAIN_PACKAGES, "-p", "agd-fuzz", "--", "-D", "warnings"]
+    # A named target keeps the flags from build scripts.
     host = triple()
-    selected = ["--locked", "--quiet", "--release", "-p", "agd-fuzz", "--target", host, "--target-dir", HOME / "build"]
-    env = {**os.environ, "RUSTFLAGS": FLAGS, "CARGO_PROFILE_RELEASE_LTO": "off", "CARGO_INCREMENTAL": "0"}
-    for command in (["cargo", "clippy", *selected, "--", "-D", "warnings"], ["cargo", "build", *selected]):
-        if subprocess.run(command, cwd=ROOT, env=env).returncode != 0:
+    make = ["cargo", "build", "--locked", "--quiet", "--release", "-p", "agd-fuzz", "--target", host, "--target-dir", HOME / "build"]
+    covered = {"RUSTFLAGS": FLAGS, "CARGO_PROFILE_RELEASE_LTO": "off", "CARGO_INCREMENTAL": "0"}
+    for command, more in ((lint, {}), (make, covered)):
+        if subprocess.run(command, cwd=ROOT, env={**os.environ, **more}).returncode != 0:
             raise Failed("the fuzz targets do not build")
     return HOME / "build" / host / "release"
 
@@ -159,7 +164,9 @@ def fuzz():
         raise Failed(f"targets without seeds: {', '.join(without)}")
     compiler()
     programs = build()
-    held = [run(programs / target, target, options.seconds, inputs[target]) for target in options.target or TARGETS]
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as threads:
+        one = lambda target: run(programs / target, target, options.seconds, inputs[target])
+        held = list(threads.map(one, options.target or TARGETS))
     return 0 if all(held) else 1
 
 
