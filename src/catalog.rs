@@ -1,6 +1,6 @@
 //! Where agd's own tables are, and how the backend reads them without SQL.
 //!
-//! Owns the cached oids of agd's relations and a small index-scan helper. Promises that a stale oid is never used: the
+//! Owns the cached oids of agd's relations, a small index-scan helper, and locks under those oids. Promises that a stale oid is never used: the
 //! cache empties on every relation-cache invalidation that touches it. Reads here bypass privileges on purpose: they
 //! serve the gate, not the user.
 #![allow(unsafe_code)] // relation and scan descriptors are raw backend structures
@@ -268,6 +268,20 @@ impl Drop for Snapshot {
             // SAFETY: registered by latest(); after an error the resource owner has let go of it.
             unsafe { pg_sys::UnregisterSnapshot(self.raw) };
         }
+    }
+}
+
+/// Locks a number under one of agd's tables until the transaction ends. 48 bits of it count: who falls on the same ones
+/// waits in vain, no more.
+pub fn lock_number(table: pg_sys::Oid, number: u64, mode: u32) {
+    // SAFETY: a heavyweight lock, inside a transaction. Nothing else locks objects of this class.
+    unsafe {
+        pg_sys::LockDatabaseObject(
+            table,
+            pg_sys::Oid::from_u32(number as u32),
+            (number >> 32) as u16,
+            mode as pg_sys::LOCKMODE,
+        );
     }
 }
 

@@ -5,10 +5,10 @@
 //! from before the commit stamp is drawn until the commit is done, and a seal waits for those and keeps out those to come.
 //! Before that a transaction holds nothing, so no transaction that is merely open keeps a fleet from being sealed. Never
 //! tells of another tenant's fleet.
-#![allow(unsafe_code)] // heavyweight locks, index entries, invalidation messages
+#![allow(unsafe_code)] // index entries, invalidation messages
 
 use super::is_fleet_id;
-use crate::catalog::{Columns, Relation, catalog, column, scan, scan_key, text, to_varlena};
+use crate::catalog::{Columns, Relation, catalog, column, lock_number, scan, scan_key, text, to_varlena};
 use crate::error::{Error, Result};
 use pgrx::pg_sys;
 
@@ -77,20 +77,10 @@ pub fn exclude(fleet_id: &str) -> Result<()> {
     lock(fleet_id, pg_sys::ExclusiveLock)
 }
 
-/// Kept until the transaction ends. What else falls on the same number waits in vain, no more.
 fn lock(fleet_id: &str, mode: u32) -> Result<()> {
     let number = u64::from_str_radix(fleet_id, 16)
         .map_err(|_| Error::Internal("agd: a lock on what is no fleet's id".into()))?;
-    let table = catalog()?.tenant_agent_fleet;
-    // SAFETY: a heavyweight lock under a table of agd's, inside a transaction. Nothing else locks objects of this class.
-    unsafe {
-        pg_sys::LockDatabaseObject(
-            table,
-            pg_sys::Oid::from_u32(number as u32),
-            (number >> 32) as u16,
-            mode as pg_sys::LOCKMODE,
-        );
-    }
+    lock_number(catalog()?.tenant_agent_fleet, number, mode);
     Ok(())
 }
 

@@ -5,10 +5,9 @@
 //! after the other, and none of them together with a mint. The worker anchors the log just behind that event
 //! (src/log/sequencer.rs). What the tenant writes later opens the log again. Never says that a log is closed by itself: the
 //! event says it, and is the last leaf under the final checkpoint.
-#![allow(unsafe_code)] // a heavyweight lock
 
 use super::Fleet;
-use crate::catalog::catalog;
+use crate::catalog::{catalog, lock_number};
 use crate::error::Result;
 use crate::event::{self, Record};
 use crate::query::{self, At};
@@ -42,18 +41,8 @@ pub fn ended(fleet: &Fleet) -> Result<()> {
     Ok(())
 }
 
-/// Kept until the transaction ends. Tenants that fall on the same number wait for each other, no more.
 fn lock(tenant: &str, mode: u32) -> Result<()> {
-    let [a, b, c, d, ..]: [u8; 32] = Sha256::digest(tenant).into();
-    let table = catalog()?.tenant;
-    // SAFETY: a heavyweight lock under a table of agd's, inside a transaction. Nothing else locks objects of this class.
-    unsafe {
-        pg_sys::LockDatabaseObject(
-            table,
-            pg_sys::Oid::from_u32(u32::from_be_bytes([a, b, c, d])),
-            0,
-            mode as pg_sys::LOCKMODE,
-        );
-    }
+    let [a, b, c, d, e, f, ..]: [u8; 32] = Sha256::digest(tenant).into();
+    lock_number(catalog()?.tenant, u64::from_be_bytes([0, 0, a, b, c, d, e, f]), mode);
     Ok(())
 }

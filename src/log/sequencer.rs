@@ -2,8 +2,9 @@
 //!
 //! Owns which events are integrated, when, and in what order. Promises: every event that became visible between two of
 //! its snapshots becomes exactly one leaf; inside a pass the order is (commit stamp, number), so a row's history in the
-//! log is its real history; a log is anchored at every multiple of 256 and behind each event that closes it; what begins an incarnation is leaf 0 of its platform
-//! log. Never looks at an event that its snapshot does not see, and never adds to a log of an earlier incarnation.
+//! log is its real history; a log is anchored at every multiple of 256 and behind each event that closes it; what begins
+//! an incarnation is leaf 0 of its platform log. Never looks at an event that its snapshot does not see, and never adds to
+//! a log of an earlier incarnation.
 //!
 //! How: two snapshots, the one up to which everything is integrated and a new one. What became visible between them is
 //! either a transaction that the old one had in progress, or one in `[old.xmax, new.xmax)`. Point look-ups and one index

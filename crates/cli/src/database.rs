@@ -9,8 +9,8 @@ use std::time::Duration;
 use agd_core::Hash;
 use postgres::config::SslMode;
 use postgres::error::SqlState;
-use postgres::types::Type;
-use postgres::{Client, Config, NoTls};
+use postgres::types::{ToSql, Type};
+use postgres::{Client, Config, NoTls, Row};
 
 use crate::report::time;
 use crate::source::{Anchor, LogHead, Receipt, Source, SourceError};
@@ -76,6 +76,28 @@ impl Database {
     pub fn connect(config: &Config) -> Result<Self, SourceError> {
         Ok(Self { client: connect(config)? })
     }
+
+    /// The rows of a query, each read by `read`. `what`: said when it fails.
+    fn rows<T>(
+        &mut self,
+        what: &'static str,
+        sql: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+        read: impl FnMut(&Row) -> Result<T, postgres::Error>,
+    ) -> Result<Vec<T>, SourceError> {
+        let rows = self.client.query_typed(sql, parameters).map_err(|error| fail(what, &error))?;
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(|error| fail(what, &error))
+    }
+
+    /// Calls a function whose answer is of no interest.
+    fn tell(
+        &mut self,
+        what: &'static str,
+        sql: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<(), SourceError> {
+        self.rows(what, sql, parameters, |_| Ok(())).map(|_| ())
+    }
 }
 
 /// A connection on which no name is looked up anywhere but where a statement says.
@@ -87,64 +109,46 @@ pub(crate) fn connect(config: &Config) -> Result<Client, SourceError> {
 
 impl Source for Database {
     fn logs(&mut self) -> Result<Vec<LogHead>, SourceError> {
-        const WHAT: &str = "list the logs (agd.anchors)";
-        let rows = self
-            .client
-            .query_typed(
-                "SELECT a.origin, a.tenant, pg_catalog.max(a.tree_size), pg_catalog.bool_or(a.closed) \
-                 FROM agd.anchors AS a GROUP BY 1, 2",
-                &[],
-            )
-            .map_err(|error| fail(WHAT, &error))?;
-        rows.iter()
-            .map(|row| {
+        self.rows(
+            "list the logs (agd.anchors)",
+            "SELECT a.origin, a.tenant, pg_catalog.max(a.tree_size), pg_catalog.bool_or(a.closed) \
+             FROM agd.anchors AS a GROUP BY 1, 2",
+            &[],
+            |row| {
                 Ok(LogHead {
                     origin: row.try_get(0)?,
                     tenant: row.try_get(1)?,
                     tree_size: row.try_get(2)?,
                     closed: row.try_get(3)?,
                 })
-            })
-            .collect::<Result<_, _>>()
-            .map_err(|error| fail(WHAT, &error))
+            },
+        )
     }
 
     fn anchors(&mut self, origin: &str, from: i64, limit: i64) -> Result<Vec<Anchor>, SourceError> {
-        const WHAT: &str = "read anchors (agd.anchors)";
-        let rows = self
-            .client
-            .query_typed(
-                "SELECT a.tree_size, a.root_hash, a.checkpoint, a.published_to FROM agd.anchors AS a \
-                 WHERE a.origin = $1 AND a.tree_size >= $2 ORDER BY a.tree_size LIMIT $3",
-                &[(&origin, Type::TEXT), (&from, Type::INT8), (&limit, Type::INT8)],
-            )
-            .map_err(|error| fail(WHAT, &error))?;
-        rows.iter()
-            .map(|row| {
+        self.rows(
+            "read anchors (agd.anchors)",
+            "SELECT a.tree_size, a.root_hash, a.checkpoint, a.published_to FROM agd.anchors AS a \
+             WHERE a.origin = $1 AND a.tree_size >= $2 ORDER BY a.tree_size LIMIT $3",
+            &[(&origin, Type::TEXT), (&from, Type::INT8), (&limit, Type::INT8)],
+            |row| {
                 Ok(Anchor {
                     tree_size: row.try_get(0)?,
                     root_hash: row.try_get(1)?,
                     checkpoint: row.try_get(2)?,
                     published_to: row.try_get(3)?,
                 })
-            })
-            .collect::<Result<_, _>>()
-            .map_err(|error| fail(WHAT, &error))
+            },
+        )
     }
 
     fn entries(&mut self, origin: &str, first: i64, last: i64) -> Result<Vec<(i64, Vec<u8>)>, SourceError> {
-        const WHAT: &str = "read entries (agd.entries)";
-        let rows = self
-            .client
-            .query_typed(
-                "SELECT e.leaf_index, e.entry FROM agd.entries($1, $2, $3) AS e ORDER BY 1",
-                &[(&origin, Type::TEXT), (&first, Type::INT8), (&last, Type::INT8)],
-            )
-            .map_err(|error| fail(WHAT, &error))?;
-        rows.iter()
-            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
-            .collect::<Result<_, _>>()
-            .map_err(|error| fail(WHAT, &error))
+        self.rows(
+            "read entries (agd.entries)",
+            "SELECT e.leaf_index, e.entry FROM agd.entries($1, $2, $3) AS e ORDER BY 1",
+            &[(&origin, Type::TEXT), (&first, Type::INT8), (&last, Type::INT8)],
+            |row| Ok((row.try_get(0)?, row.try_get(1)?)),
+        )
     }
 
     fn record_publication(
@@ -153,48 +157,39 @@ impl Source for Database {
         published: &[Receipt],
         published_to: &str,
     ) -> Result<(), SourceError> {
-        const WHAT: &str = "record the publication (agd.record_publication)";
         let sizes: Vec<i64> = published.iter().map(|receipt| receipt.tree_size).collect();
         let roots: Vec<&[u8]> = published.iter().map(|receipt| receipt.root.as_slice()).collect();
         let notes: Vec<&str> = published.iter().map(|receipt| receipt.note.as_str()).collect();
-        self.client
-            .query_typed(
-                "SELECT agd.record_publication($1, p.tree_size, p.root_hash, $5, p.note) \
-                 FROM unnest($2, $3, $4) AS p(tree_size, root_hash, note)",
-                &[
-                    (&origin, Type::TEXT),
-                    (&sizes, Type::INT8_ARRAY),
-                    (&roots, Type::BYTEA_ARRAY),
-                    (&notes, Type::TEXT_ARRAY),
-                    (&published_to, Type::TEXT),
-                ],
-            )
-            .map(|_| ())
-            .map_err(|error| fail(WHAT, &error))
+        self.tell(
+            "record the publication (agd.record_publication)",
+            "SELECT agd.record_publication($1, p.tree_size, p.root_hash, $5, p.note) \
+             FROM unnest($2, $3, $4) AS p(tree_size, root_hash, note)",
+            &[
+                (&origin, Type::TEXT),
+                (&sizes, Type::INT8_ARRAY),
+                (&roots, Type::BYTEA_ARRAY),
+                (&notes, Type::TEXT_ARRAY),
+                (&published_to, Type::TEXT),
+            ],
+        )
     }
 
     fn record_timestamp(&mut self, origin: &str, tree_size: i64, root: &Hash, at: i64) -> Result<(), SourceError> {
-        const WHAT: &str = "record the timestamp (agd.record_timestamp)";
         let (root, at) = (root.as_slice(), time(at));
-        self.client
-            .query_typed(
-                "SELECT agd.record_timestamp($1, $2, $3, $4::pg_catalog.timestamptz)",
-                &[(&origin, Type::TEXT), (&tree_size, Type::INT8), (&root, Type::BYTEA), (&at, Type::TEXT)],
-            )
-            .map(|_| ())
-            .map_err(|error| fail(WHAT, &error))
+        self.tell(
+            "record the timestamp (agd.record_timestamp)",
+            "SELECT agd.record_timestamp($1, $2, $3, $4::pg_catalog.timestamptz)",
+            &[(&origin, Type::TEXT), (&tree_size, Type::INT8), (&root, Type::BYTEA), (&at, Type::TEXT)],
+        )
     }
 
     fn report_divergence(&mut self, origin: &str, newest: &Receipt) -> Result<(), SourceError> {
-        const WHAT: &str = "report what was published (agd.report_divergence)";
         let (size, root, note) = (newest.tree_size, newest.root.as_slice(), newest.note.as_str());
-        self.client
-            .query_typed(
-                "SELECT agd.report_divergence($1, $2, $3, $4)",
-                &[(&origin, Type::TEXT), (&size, Type::INT8), (&root, Type::BYTEA), (&note, Type::TEXT)],
-            )
-            .map(|_| ())
-            .map_err(|error| fail(WHAT, &error))
+        self.tell(
+            "report what was published (agd.report_divergence)",
+            "SELECT agd.report_divergence($1, $2, $3, $4)",
+            &[(&origin, Type::TEXT), (&size, Type::INT8), (&root, Type::BYTEA), (&note, Type::TEXT)],
+        )
     }
 
     fn is_closed(&self) -> bool {

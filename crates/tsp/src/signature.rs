@@ -3,7 +3,7 @@
 
 use der::Tag;
 use der::asn1::ObjectIdentifier;
-use p256::ecdsa::signature::hazmat::PrehashVerifier as _;
+use p256::ecdsa::signature::hazmat::PrehashVerifier;
 use ring::digest;
 use rustls_pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm, alg_id};
 
@@ -48,10 +48,8 @@ impl SignatureVerificationAlgorithm for EcdsaP256Sha512 {
     }
 
     fn verify_signature(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
-        let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(key).map_err(|_| InvalidSignature)?;
-        let signature = p256::ecdsa::Signature::from_der(signature).map_err(|_| InvalidSignature)?;
-        let hash = digest::digest(&digest::SHA512, message);
-        key.verify_prehash(hash.as_ref(), &signature).map_err(|_| InvalidSignature)
+        use p256::ecdsa::{Signature, VerifyingKey};
+        verify_sha512(VerifyingKey::from_sec1_bytes(key), Signature::from_der(signature), message)
     }
 }
 
@@ -65,11 +63,19 @@ impl SignatureVerificationAlgorithm for EcdsaP384Sha512 {
     }
 
     fn verify_signature(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
-        let key = p384::ecdsa::VerifyingKey::from_sec1_bytes(key).map_err(|_| InvalidSignature)?;
-        let signature = p384::ecdsa::Signature::from_der(signature).map_err(|_| InvalidSignature)?;
-        let hash = digest::digest(&digest::SHA512, message);
-        key.verify_prehash(hash.as_ref(), &signature).map_err(|_| InvalidSignature)
+        use p384::ecdsa::{Signature, VerifyingKey};
+        verify_sha512(VerifyingKey::from_sec1_bytes(key), Signature::from_der(signature), message)
     }
+}
+
+fn verify_sha512<K: PrehashVerifier<S>, S, E>(
+    key: Result<K, E>,
+    signature: Result<S, E>,
+    message: &[u8],
+) -> Result<(), InvalidSignature> {
+    let (Ok(key), Ok(signature)) = (key, signature) else { return Err(InvalidSignature) };
+    let hash = digest::digest(&digest::SHA512, message);
+    key.verify_prehash(hash.as_ref(), &signature).map_err(|_| InvalidSignature)
 }
 
 /// The hash that an object identifier names.
