@@ -3,6 +3,8 @@
 //! Owns the digits. Promises the same text as PostgreSQL's own functions (`numeric_out`, `JsonEncodeDateTime` in UTC), which
 //! the tests compare; what is out of the ordinary is left to them. Safe code only: it gets the value's bytes.
 
+use agd_core::entry::escape;
+
 /// Appends a decimal integer.
 pub fn write_integer(out: &mut Vec<u8>, number: i64) {
     let mut digits = [0u8; 20];
@@ -159,17 +161,6 @@ pub fn write_uuid(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&text);
 }
 
-/// Are there eight bytes that a JSON string shows as they are? None is a control character, a quote or a backslash.
-fn is_clean(bytes: [u8; 8]) -> bool {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = 0x8080_8080_8080_8080;
-    // The high bit of each byte that is 0 (and perhaps of one above it: the byte-wise loop decides then).
-    let zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
-    let word = u64::from_le_bytes(bytes);
-    let control = word.wrapping_sub(ONES * 0x20) & !word & HIGHS;
-    (control | zero(word ^ (ONES * u64::from(b'"'))) | zero(word ^ (ONES * u64::from(b'\\')))) == 0
-}
-
 /// How many bytes a text takes with its escapes.
 pub fn escaped_size(text: &[u8]) -> usize {
     let extra = |byte: &u8| match byte {
@@ -184,37 +175,6 @@ pub fn escaped_size(text: &[u8]) -> usize {
 pub fn write_string(out: &mut Vec<u8>, text: &[u8]) {
     out.reserve(text.len() + 2);
     out.push(b'"');
-    let mut rest = text;
-    while let Some((chunk, after)) = rest.split_first_chunk::<8>() {
-        if is_clean(*chunk) {
-            out.extend_from_slice(chunk);
-        } else {
-            chunk.iter().for_each(|&byte| write_escaped(out, byte));
-        }
-        rest = after;
-    }
-    rest.iter().for_each(|&byte| write_escaped(out, byte));
+    escape(out, text);
     out.push(b'"');
-}
-
-fn write_escaped(out: &mut Vec<u8>, byte: u8) {
-    let short = match byte {
-        b'"' => b'"',
-        b'\\' => b'\\',
-        0x08 => b'b',
-        0x0c => b'f',
-        b'\n' => b'n',
-        b'\r' => b'r',
-        b'\t' => b't',
-        0..=0x1f => {
-            out.extend_from_slice(b"\\u00");
-            write_hex(out, &[byte]);
-            return;
-        }
-        plain => {
-            out.push(plain);
-            return;
-        }
-    };
-    out.extend_from_slice(&[b'\\', short]);
 }

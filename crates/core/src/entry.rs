@@ -269,10 +269,11 @@ const ESCAPES: [u8; 256] = {
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Appends a text as it stands inside the quotes of an RFC 8785 string.
-pub(crate) fn escape(out: &mut Vec<u8>, mut value: &[u8]) {
-    while let Some(plain) = value.iter().position(|byte| ESCAPES[usize::from(*byte)] != 0) {
-        let byte = value[plain];
+pub fn escape(out: &mut Vec<u8>, mut value: &[u8]) {
+    loop {
+        let plain = parse::plain_len(value);
         out.extend_from_slice(&value[..plain]);
+        let Some(&byte) = value.get(plain) else { return };
         match ESCAPES[usize::from(byte)] {
             b'u' => {
                 out.extend_from_slice(b"\\u00");
@@ -282,7 +283,6 @@ pub(crate) fn escape(out: &mut Vec<u8>, mut value: &[u8]) {
         }
         value = &value[plain + 1..];
     }
-    out.extend_from_slice(value);
 }
 
 pub(crate) fn hex(byte: u8) -> [u8; 2] {

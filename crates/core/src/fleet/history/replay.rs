@@ -3,7 +3,7 @@
 //! Owns what may follow on what: the rules of the gate and of agd's functions, once more and from nothing but what they left.
 //! Each finding names the event that breaks one, and the fleet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::closed_by;
 use super::super::lifecycle;
@@ -71,12 +71,29 @@ impl Life {
     }
 }
 
+/// The fleets of one vector.
+#[derive(Default)]
+struct Family {
+    /// The newest.
+    generation: u32,
+    /// Those that are not over.
+    open: BTreeSet<String>,
+}
+
+/// What makes fleets one family: template, its version, the cause.
+fn family(row: &Row) -> [String; 3] {
+    ["template", "template_version", "cause_digest"].map(|column| row.text(column))
+}
+
 /// One log on its way.
 struct Replay<'a> {
     log_name: &'a str,
     tenant: Option<&'a str>,
     from_start: bool,
     lives: BTreeMap<String, Life>,
+    families: BTreeMap<[String; 3], Family>,
+    /// Fleets that are pending, whether in time or not, or active.
+    open: BTreeSet<String>,
     /// Events of fleets whose mint is not here.
     strangers: u64,
     findings: &'a mut Vec<FleetFinding>,
@@ -105,6 +122,8 @@ pub(super) fn judge(log_name: &str, database: Database, judgement: &mut Judgemen
             tenant: Some(&tenant),
             from_start: from_start && unread == 0,
             lives: BTreeMap::new(),
+            families: BTreeMap::new(),
+            open: BTreeSet::new(),
             strangers: 0,
             findings: &mut judgement.findings,
         };
@@ -112,6 +131,7 @@ pub(super) fn judge(log_name: &str, database: Database, judgement: &mut Judgemen
             replay.event(told);
         }
         replay.acts(acts);
+        let judged = judgement.fleets.len();
         replay.finish(&registry, &mut judgement.fleets);
         let strangers = replay.strangers;
         if strangers > 0 {
@@ -119,7 +139,7 @@ pub(super) fn judge(log_name: &str, database: Database, judgement: &mut Judgemen
                 "{strangers} events of fleets of tenant {tenant} of {log_name}: the dump does not have the events before"
             ));
         }
-        if !registry.known && judgement.fleets.iter().any(|fleet| fleet.tenant == tenant) {
+        if !registry.known && judgement.fleets.len() > judged {
             judgement.unchecked.push(format!(
                 "signatures under fleets of tenant {tenant} of {log_name}: the signers' keys are row images of its platform log"
             ));
@@ -135,6 +155,8 @@ fn registry(log_name: &str, stream: Stream, judgement: &mut Judgement) -> Regist
         tenant: None,
         from_start: from_start && unread == 0,
         lives: BTreeMap::new(),
+        families: BTreeMap::new(),
+        open: BTreeSet::new(),
         strangers: 0,
         findings: &mut judgement.findings,
     };
@@ -289,6 +311,8 @@ impl Replay<'_> {
         let life = self.lives.remove(fleet_id);
         if let Some(life) = &life {
             rows.insert((), life.fleet.clone());
+            self.families.entry(family(&life.fleet.row)).or_default().open.remove(fleet_id);
+            self.open.remove(fleet_id);
         }
         let before = self.findings.len();
         if let ("INSERT", Some(new)) = (action, &new) {
@@ -313,6 +337,12 @@ impl Replay<'_> {
             "sealed" | "cancelled" if life.ended.is_none() => life.ended = Some(leaf),
             _ => {}
         }
+        let family = self.families.entry(family(&life.fleet.row)).or_default();
+        family.generation = family.generation.max(life.fleet.row.number("generation").unwrap_or_default());
+        if matches!(life.state(), "pending" | "active") {
+            family.open.insert(fleet_id.to_owned());
+            self.open.insert(fleet_id.to_owned());
+        }
         self.lives.insert(fleet_id.to_owned(), life);
     }
 
@@ -323,14 +353,9 @@ impl Replay<'_> {
         if new.get("state") != Some("pending") || late.iter().any(|column| new.get(column).is_some()) {
             self.say(leaf, id, "makes a fleet that does not begin pending and unsigned".to_owned());
         }
-        let family = |row: &Row| ["template", "template_version", "cause_digest"].map(|column| row.text(column));
-        let others = self.lives.values().filter(|life| family(&life.fleet.row) == family(new));
-        let (mut generation, mut live) = (0u32, false);
-        for other in others {
-            generation = generation.max(other.fleet.row.number("generation").unwrap_or_default());
-            live |= matches!(other.state(), "pending" | "active");
-        }
-        if live {
+        let others = self.families.get(&family(new));
+        let generation = others.map_or(0, |others| others.generation);
+        if others.is_some_and(|others| !others.open.is_empty()) {
             self.say(leaf, id, "makes a fleet whose vector another has that is not over".to_owned());
         }
         let next = generation.checked_add(1);
@@ -345,7 +370,8 @@ impl Replay<'_> {
         let Some(last) = closed_by(body) else {
             return self.say(leaf, None, "closes the log, and names no fleet".to_owned());
         };
-        let live = self.lives.iter().find(|(_, life)| life.is_live(at)).map(|(id, _)| id.clone());
+        let is_live = |id: &&String| self.lives.get(*id).is_some_and(|life| life.is_live(at));
+        let live = self.open.iter().find(is_live).cloned();
         if let Some(live) = live {
             self.say(leaf, Some(&live), "closes the log, and this fleet is not over".to_owned());
         }
