@@ -2,13 +2,12 @@
 //! to bind a transaction.
 
 use crate::report::Section;
-use crate::server::{self, Session, pgbench};
+use crate::server::{self, Session};
 use crate::stats::{figure, grouped, median, ratios, raw, spread};
 use crate::turns::{self, Variant};
 use crate::{Bench, Result};
 use agd_live_tests::Cluster;
 use agd_live_tests::token::Issuer;
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 const TENANTS: u32 = 10;
@@ -87,11 +86,11 @@ fn reading(bench: &Bench, cluster: &Cluster) -> Result<Section> {
             ("the newest 50 rows", format!("SELECT * FROM orders_{rows} ORDER BY id DESC LIMIT 50"), false),
             ("a sum over all of the tenant's rows", format!("SELECT count(*), sum(amount) FROM orders_{rows}"), false),
         ] {
-            let variant = |database| Variant::new(cluster.client(ROLE, database)?, &query);
-            let mut variants = [variant(BY_HAND)?, variant(GUARDED)?];
+            let variants = [BY_HAND, GUARDED]
+                .map(|database| Variant::new(move || Ok(cluster.client(ROLE, database)?), query.as_str()));
             // Rows of the tenant t1, all over the table.
             let row = |number: usize| (number as u64 * 7_919 % u64::from(rows / TENANTS)) as i32 * TENANTS as i32 + 1;
-            let [by_hand, guarded] = turns::take(&mut variants, rounds, each, |number| keyed.then(|| row(number)))?;
+            let [by_hand, guarded] = turns::take(&variants, rounds, each, |number| keyed.then(|| row(number)))?;
             section.rows.push(vec![
                 grouped(u64::from(rows)),
                 name.to_owned(),
@@ -113,53 +112,55 @@ fn reading(bench: &Bench, cluster: &Cluster) -> Result<Section> {
     Ok(section)
 }
 
-/// What a binding by role adds to a write: the same role writes one row of a guarded table without tenants, and of one whose
-/// rows belong to its tenant.
+/// What a binding by role adds to a write: one row of a guarded table without tenants, the same with a policy written by
+/// hand, and one row of a table of tenants by a role that is mapped to its tenant.
 fn writing(bench: &Bench, cluster: &Cluster) -> Result<Section> {
-    const WITHOUT: &str = "guarded, no tenant column";
-    const WITH: &str = "guarded, tenant column, role mapped to the tenant";
-    let (seconds, rounds) = (bench.options.pick(5, 1), bench.options.rounds());
+    const ROWS: usize = 1_000;
+    let each = Duration::from_secs(bench.options.pick(5, 1));
+    let rounds = bench.options.rounds();
     let mut session = Session::open(cluster, GUARDED)?;
     session.run(&format!(
         "CREATE ROLE bench_unbound LOGIN;
          ALTER ROLE bench_unbound SET synchronous_commit = off;
          ALTER ROLE {ROLE} SET synchronous_commit = off;
          CREATE TABLE free (id int PRIMARY KEY, tenant text NOT NULL, v int);
-         INSERT INTO free SELECT g, 't1', 0 FROM generate_series(1, 1000) g;
+         INSERT INTO free SELECT g, 't1', 0 FROM generate_series(0, {ROWS} - 1) g;
+         CREATE TABLE by_hand (LIKE free INCLUDING ALL);
+         INSERT INTO by_hand SELECT * FROM free;
+         ALTER ROLE bench_unbound SET app.tenant = 't1';
+         ALTER TABLE by_hand ENABLE ROW LEVEL SECURITY;
+         CREATE POLICY wall ON by_hand USING (tenant = (SELECT current_setting('app.tenant')));
          CREATE TABLE owned (LIKE free INCLUDING ALL);
          INSERT INTO owned SELECT * FROM free;
-         GRANT SELECT, UPDATE ON free, owned TO {ROLE}, bench_unbound;
-         SELECT agd.guard('free', baseline => false), agd.guard('owned', tenant_column => 'tenant', baseline => false)"
+         GRANT SELECT, UPDATE ON free, by_hand, owned TO {ROLE}, bench_unbound;
+         SELECT agd.guard('free', baseline => false), agd.guard('by_hand', baseline => false),
+                agd.guard('owned', tenant_column => 'tenant', baseline => false)"
     ))?;
-    let mut tps: HashMap<&str, Vec<f64>> = HashMap::new();
-    for round in 0..=rounds {
-        let mut turns = [(WITHOUT, "bench_unbound", "free"), (WITH, ROLE, "owned")];
-        if round % 2 == 1 {
-            turns.reverse();
-        }
-        for (name, role, table) in turns {
-            let script = format!("\\set n random(1, 1000)\nUPDATE {table} SET v = v + 1 WHERE id = :n;\n");
-            let file = bench.scratch.write(&format!("{table}.sql"), &script)?;
-            let seed = format!("--random-seed={}", round + 1);
-            let found = pgbench(cluster, GUARDED, 1, seconds, &["-U", role, "-M", "prepared", &seed, "-f", &file])?;
-            session.anchor()?;
-            if round > 0 {
-                tps.entry(name).or_default().push(found);
-            }
-        }
-    }
+    let variants = [("bench_unbound", "free"), ("bench_unbound", "by_hand"), (ROLE, "owned")].map(|(role, table)| {
+        Variant::new(move || Ok(cluster.client(role, GUARDED)?), format!("UPDATE {table} SET v = v + 1 WHERE id = $1"))
+    });
+    let [without, by_hand, with] = turns::take(&variants, rounds, each, |number| Some((number * 7_919 % ROWS) as i32))?;
+    session.anchor()?;
     bench.progress("tenant: writes");
-    let (without, with) = (&tps[WITHOUT], &tps[WITH]);
     let mut section = Section::new(
         "tenant_write",
-        "Binding by role: UPDATE of one row, transactions a second (pgbench, one client)",
-        &["", "tps", "of the one without"],
+        "Binding by role: UPDATE of one row, microseconds a transaction",
+        &["", "median", "× no policy", "× policy by hand"],
     );
-    section.rows.push(vec![WITHOUT.into(), figure(median(without)), String::new()]);
-    section.rows.push(vec![WITH.into(), figure(median(with)), spread(&ratios(with, without))]);
-    section.notes.push("Both with synchronous_commit = off: the disk would hide what there is to be seen.".into());
-    section.raw["without tenant / tps".to_owned()] = raw(without);
-    section.raw["role binding / tps".to_owned()] = raw(with);
+    for (name, times) in [
+        ("guarded, no policy", &without),
+        ("guarded, policy by hand", &by_hand),
+        ("guarded with tenant_column, role mapped to the tenant", &with),
+    ] {
+        let of = |base| spread(&ratios(times, base));
+        section.rows.push(vec![name.into(), figure(median(times)), of(&without), of(&by_hand)]);
+        section.raw[format!("{name} / us")] = raw(times);
+    }
+    section.notes.push(format!(
+        "One client each, taking turns transaction by transaction, prepared statements, medians of {rounds} rounds of {} s. \
+         Both with synchronous_commit = off: the disk would hide what there is to be seen.",
+        each.as_secs()
+    ));
     Ok(section)
 }
 
