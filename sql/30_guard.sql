@@ -208,9 +208,10 @@ COMMENT ON FUNCTION agd.coverage() IS 'every table of this database: is it guard
 -- the worker calls it, and must not wait for a lock that somebody holds on a guarded table (pg_partition_tree and
 -- pg_get_expr would). So a policy is its expression's tree without object numbers and places in a source text (-1: none), plus the names of
 -- all it refers to.
-CREATE FUNCTION agd.guard_state() RETURNS bytea
-  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off
-BEGIN ATOMIC
+--
+-- A view, so that the worker can keep its plan: that takes ten times as long to make as to run. Names are written as the
+-- session's search_path has it: pg_catalog, pg_temp, nothing else.
+CREATE VIEW agd.guard_digest (digest) AS
   WITH RECURSIVE tree (guard_id, oid) AS (
     SELECT g.guard_id, g.relation::oid FROM agd.every_guard g
     UNION ALL
@@ -245,6 +246,12 @@ BEGIN ATOMIC
   SELECT pg_catalog.sha256(pg_catalog.convert_to(
            COALESCE(pg_catalog.string_agg(l.line, E'\n' ORDER BY l.line COLLATE "C"), ''), 'UTF8'))
     FROM lines l;
+COMMENT ON VIEW agd.guard_digest IS 'what agd.guard_state() answers, for sessions with its search_path';
+
+CREATE FUNCTION agd.guard_state() RETURNS bytea
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off
+BEGIN ATOMIC
+  SELECT d.digest FROM agd.guard_digest d;
 END;
 COMMENT ON FUNCTION agd.guard_state() IS 'digest over every guard''s definition, triggers, flags and policies';
 

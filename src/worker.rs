@@ -243,6 +243,7 @@ pub extern "C-unwind" fn agd_worker_main(argument: pg_sys::Datum) {
         for (name, value) in [
             (c"synchronous_commit", c"on"),
             (c"search_path", c"pg_catalog, pg_temp"),
+            (c"quote_all_identifiers", c"off"),
             (c"application_name", c"agd worker"),
             (c"default_transaction_read_only", c"off"),
             (c"statement_timeout", c"0"),

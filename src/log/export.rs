@@ -6,11 +6,12 @@
 //! is missing or broken: whoever compares is to see the others.
 #![allow(unsafe_code)] // is called by the function manager as it is
 
-use crate::catalog::{self, Columns, Scratch};
+use crate::catalog::{self, Snapshot};
 use crate::error::{Error, Result};
 use crate::event;
 use crate::fmgr::{Rows, argument, c_function, text};
-use crate::log::record::{Context, EventKey, Reader};
+use crate::log::events::{Events, Found};
+use crate::log::record::EventKey;
 use crate::log::storage::{self, corrupted};
 use crate::log::stored::{Head, Stored};
 use crate::tenant;
@@ -47,9 +48,10 @@ fn answer_export(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
     let images = tenant::may_read_payload(head.tenant.as_deref())?;
     // SAFETY: this is the call.
     let rows = unsafe { Rows::begin(call) }?;
-    let (reader, scratch) = (Reader::active()?, Scratch::new());
-    let mut export = Export { stored, head, images, reader, context: None, entry: Vec::new(), rows };
-    export.run(first, last, &scratch)?;
+    let snapshot = Snapshot::active();
+    // SAFETY: reads a process global: what is current here outlives the reader.
+    let events = Events::open(unsafe { pg_sys::CurrentMemoryContext }, snapshot.raw())?;
+    Export { stored, head, images, events, rows }.run(first, last)?;
     Ok(pg_sys::Datum::from(0))
 }
 
@@ -57,23 +59,19 @@ struct Export {
     stored: Stored,
     head: Head,
     images: bool,
-    reader: Reader,
-    /// Of the transaction whose events come now.
-    context: Option<Context>,
-    entry: Vec<u8>,
+    events: Events,
     rows: Rows,
 }
 
 impl Export {
-    fn run(&mut self, first: u64, last: u64, scratch: &Scratch) -> Result<()> {
+    fn run(&mut self, first: u64, last: u64) -> Result<()> {
         let mut tile = first - first % TILE_WIDTH;
         while tile < last {
             pgrx::check_for_interrupts!();
-            for (index, key) in (tile..last).zip(self.keys(tile)?) {
-                if index >= first {
-                    // Images are long at times: what it takes to read one goes before the next is read.
-                    scratch.with(|| self.event(index, key))?;
-                }
+            let keys = self.keys(tile)?;
+            let leaves = (tile..last).zip(&keys).enumerate().skip(first.saturating_sub(tile) as usize);
+            for (position, (index, &key)) in leaves {
+                self.event(index, key, &keys[position + 1..])?;
             }
             tile += TILE_WIDTH;
         }
@@ -90,24 +88,22 @@ impl Export {
             .ok_or_else(|| corrupted(format!("log {}: tile {index} of level 0 is missing", self.head.origin)))
     }
 
-    fn event(&mut self, index: u64, key: EventKey) -> Result<()> {
-        let Export { reader, context, entry, rows, images, .. } = self;
-        if context.as_ref().is_none_or(|context| context.xact_id != key.xact_id) {
-            *context = reader.context(key.xact_id)?;
-        }
+    fn event(&mut self, index: u64, key: EventKey, next: &[EventKey]) -> Result<()> {
+        let Export { events, rows, images, .. } = self;
         let images = *images;
-        let mut row = |entry: Option<&[u8]>, columns: Option<&Columns>| {
-            let columns = columns.filter(|_| images);
+        events.find(key, next, |found| {
+            // A row that was changed so that it has no entry is as good as missing.
+            let event = if let Found::Event(event) = found { Some(event) } else { None };
             rows.put(|| {
                 let image = |column| {
-                    let value = columns.and_then(|columns| columns.get(column))?;
+                    let value = event.as_ref().filter(|_| images)?.row.get(column)?;
                     // SAFETY: only asked for columns that are json or bytea: one as text, the other as it is.
                     Some(catalog::to_varlena(unsafe { catalog::varlena(value) }))
                 };
                 [
                     index.cast_signed().into_datum(),
                     text(&key.to_string()),
-                    entry.and_then(IntoDatum::into_datum),
+                    event.as_ref().and_then(|event| event.entry.into_datum()),
                     images.into_datum(),
                     image(event::EVENT_SALT),
                     image(event::EVENT_ROW_KEY),
@@ -115,20 +111,7 @@ impl Export {
                     image(event::EVENT_NEW),
                 ]
             });
-        };
-        let found = match context {
-            Some(context) => {
-                match reader.entry_with_row(context, key.n, entry, |entry, columns| row(Some(entry), Some(columns))) {
-                    // A row that was changed so that it has no entry: it is as good as missing.
-                    Err(Error::Corrupted { .. }) => false,
-                    found => found?,
-                }
-            }
-            None => false,
-        };
-        if !found {
-            row(None, None);
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }

@@ -1,10 +1,11 @@
 //! The log: fractal transparency logs inside PostgreSQL.
 //!
-//! [`record`] reads events back and makes their entries; [`storage`] keeps the logs' trees, and [`stored`] reads them;
+//! [`record`] reads events back and makes their entries, [`events`] finds them by their keys; [`storage`] keeps the logs' trees, and [`stored`] reads them;
 //! [`sequencer`] integrates what became visible; [`position`] finds an event's leaf, [`prove`] proves it; [`read`] serves
 //! entries, [`export`] with their images; [`timestamp`] keeps what publishers tell of timestamps; [`verify`] recomputes
 //! everything.
 
+mod events;
 mod export;
 mod position;
 pub mod prove;

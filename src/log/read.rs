@@ -4,10 +4,12 @@
 //! is made afresh from the event's row: what does not hash to its leaf shows at the publisher, before it is signed.
 #![allow(unsafe_code)] // is called by the function manager as it is, pushes and pops a snapshot
 
+use crate::catalog::Snapshot;
 use crate::error::{self, Error, OrRaise, Result};
-use crate::fmgr::{Rows, c_function, text};
+use crate::fmgr::{Rows, argument, c_function, text};
+use crate::log::events::{Events, Found};
 use crate::log::prove::signed_checkpoint;
-use crate::log::record::{Context, EventKey, Reader};
+use crate::log::record::EventKey;
 use crate::log::storage::{self, Log};
 use crate::log::stored::{Anchor, Stored};
 use crate::{home, query, shmem, worker};
@@ -27,24 +29,20 @@ pub fn keys_of_tile(stored: &Stored, log: &Log, first: u64) -> Result<Vec<EventK
     })
 }
 
-/// `agd.entries(origin, first_index, last_index)`
-#[pg_extern(sql = false)]
-fn entries(
-    origin: Option<&str>,
-    first_index: Option<i64>,
-    last_index: Option<i64>,
-) -> TableIterator<'static, (name!(leaf_index, i64), name!(entry, Vec<u8>))> {
-    TableIterator::new(read_entries(origin, first_index, last_index).or_raise())
-}
+c_function!(agd_entries, pg_finfo_agd_entries, answer_entries);
 
-fn read_entries(origin: Option<&str>, first: Option<i64>, last: Option<i64>) -> Result<Vec<(i64, Vec<u8>)>> {
+/// `agd.entries(origin, first_index, last_index)`
+fn answer_entries(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
+    // SAFETY: this is the call; agd.entries(origin text, first_index bigint, last_index bigint).
+    let (origin, first, last) =
+        unsafe { (argument::<String>(call, 0), argument::<i64>(call, 1), argument::<i64>(call, 2)) };
     let (Some(origin), Some(first), Some(last)) = (origin, first, last) else {
         return Err(Error::BadArgument {
             message: "origin, first_index and last_index must be given".into(),
             hint: "SELECT * FROM agd.entries('the origin', 0, 256).".into(),
         });
     };
-    let log = storage::log_by_origin(origin)?;
+    let log = storage::log_by_origin(&origin)?;
     if first < 0 || last < first || last as u64 > log.tree.size() {
         return Err(Error::BadArgument {
             message: format!("the log has {} leaves: [{first}, {last}) is not a range of them", log.tree.size()),
@@ -52,35 +50,31 @@ fn read_entries(origin: Option<&str>, first: Option<i64>, last: Option<i64>) -> 
         });
     }
     let (first, last) = (first as u64, last as u64);
-    let (stored, mut reader) = (Stored::latest()?, Reader::latest()?);
-    let mut context: Option<Context> = None;
-    let mut entries = Vec::with_capacity((last - first).min(1 << 16) as usize);
-    let mut entry = Vec::new();
+    // SAFETY: this is the call.
+    let mut rows = unsafe { Rows::begin(call) }?;
+    let (stored, snapshot) = (Stored::latest()?, Snapshot::latest());
+    // SAFETY: reads a process global: what is current here outlives the reader.
+    let mut events = Events::open(unsafe { pg_sys::CurrentMemoryContext }, snapshot.raw())?;
     let mut tile = first - first % TILE_WIDTH;
     while tile < last {
         pgrx::check_for_interrupts!();
-        for (index, key) in (tile..).zip(keys_of_tile(&stored, &log, tile)?) {
-            if index < first || index >= last {
-                continue;
-            }
-            if context.as_ref().is_none_or(|context| context.xact_id != key.xact_id) {
-                context = reader.context(key.xact_id)?;
-            }
-            let present = match &context {
-                Some(context) => reader.entry(context, key.n, &mut entry)?,
-                None => false,
-            };
-            if !present {
-                return Err(Error::Corrupted {
+        let keys = keys_of_tile(&stored, &log, tile)?;
+        for (position, (index, &key)) in (tile..last).zip(&keys).enumerate().skip(first.saturating_sub(tile) as usize) {
+            events.find(key, &keys[position + 1..], |found| match found {
+                Found::Event(event) => {
+                    rows.put(|| [index.cast_signed().into_datum(), event.entry.into_datum()]);
+                    Ok(())
+                }
+                Found::Unreadable(error) => Err(error),
+                Found::NoEvent | Found::NoTransaction => Err(Error::Corrupted {
                     message: format!("event {key}, leaf {index} of {origin}, is missing"),
                     hint: "It was deleted outside of agd. SELECT * FROM agd.verify() tells more.".into(),
-                });
-            }
-            entries.push((index as i64, entry.clone()));
+                }),
+            })?;
         }
         tile += TILE_WIDTH;
     }
-    Ok(entries)
+    Ok(pg_sys::Datum::from(0))
 }
 
 /// `agd.record_publication(origin, tree_size, root_hash, published_to, note)`

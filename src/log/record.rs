@@ -117,15 +117,6 @@ pub struct Reader {
 impl Reader {
     /// A reader under the active snapshot.
     pub fn active() -> Result<Self> {
-        Self::under(Snapshot::active())
-    }
-
-    /// A reader under the newest snapshot: it sees everything that any log row read before can speak of.
-    pub fn latest() -> Result<Self> {
-        Self::under(Snapshot::latest())
-    }
-
-    fn under(snapshot: Snapshot) -> Result<Self> {
         let catalog = catalog()?;
         Ok(Reader {
             events_in_order: None,
@@ -133,7 +124,7 @@ impl Reader {
             transactions: Relation::open(catalog.transaction, pg_sys::AccessShareLock),
             event_pkey: catalog.event_pkey,
             transaction_pkey: catalog.transaction_pkey,
-            snapshot,
+            snapshot: Snapshot::active(),
             columns: Columns::default(),
             // SAFETY: reads a process global; the context that is current here outlives its reader.
             memory: unsafe { pg_sys::CurrentMemoryContext },
@@ -217,24 +208,6 @@ impl Reader {
         let mut found = false;
         self.event(EventKey { xact_id: context.xact_id, n }, |columns| {
             write_entry(context, columns, entry)?;
-            found = true;
-            Ok(())
-        })?;
-        Ok(found)
-    }
-
-    /// The same, handed to `each` with the columns of the event's row. False: there is no such event.
-    pub fn entry_with_row(
-        &mut self,
-        context: &Context,
-        n: u32,
-        entry: &mut Vec<u8>,
-        mut each: impl FnMut(&[u8], &Columns),
-    ) -> Result<bool> {
-        let mut found = false;
-        self.event(EventKey { xact_id: context.xact_id, n }, |columns| {
-            write_entry(context, columns, entry)?;
-            each(entry, columns);
             found = true;
             Ok(())
         })?;

@@ -218,7 +218,7 @@ fn guard_state(tails: Tails) -> Result<Vec<u8>> {
         return Ok(state);
     }
     let (changes, began) = (CHANGES.get(), Instant::now());
-    let state = query::one_kept::<Vec<u8>>("SELECT agd.guard_state()")?.unwrap_or_default();
+    let state = query::one_kept::<Vec<u8>>("SELECT digest FROM agd.guard_digest")?.unwrap_or_default();
     if CHANGES.get() == changes {
         GUARD_STATE.set(Some((state.clone(), began)));
     }

@@ -10,8 +10,8 @@
 use crate::catalog::{Relation, Seek, catalog, scan, scan_key};
 use crate::error::Result;
 use crate::home;
+use crate::log::events::{EventHead, TransactionHead, head};
 use crate::log::record::EventKey;
-use crate::log::verify::leaves::{EventHead, TransactionHead, head};
 use crate::log::verify::progress::{Phase, Progress};
 use crate::log::verify::rows::View;
 use pgrx::pg_sys;

@@ -327,12 +327,12 @@ pub fn verify_log(
         let mut stamps: Option<(i64, i64)> = None;
         listeners.count(row.log_id, at, keys);
         let leaves = read_leaves(&mut tools.leaves, &mut listeners, at, keys, stored, |event| {
-            let (low, high) = stamps.unwrap_or((event.stamp, event.stamp));
-            stamps = Some((low.min(event.stamp), high.max(event.stamp)));
-            if row.tenant.is_some() && event.action() == entry::LOG_CLOSE {
+            let (low, high) = stamps.unwrap_or((event.event.stamp, event.event.stamp));
+            stamps = Some((low.min(event.event.stamp), high.max(event.event.stamp)));
+            if row.tenant.is_some() && event.event.action() == entry::LOG_CLOSE {
                 ends.closed.insert(at + event.position as u64 + 1, keys[event.position]);
             }
-            if event.tenant != row.tenant.as_deref() && event.hash == stored[event.position] {
+            if event.event.tenant != row.tenant.as_deref() && event.hash == stored[event.position] {
                 let (key, leaf) = (keys[event.position], at + event.position as u64);
                 found
                     .tiles
@@ -545,7 +545,7 @@ fn read_leaves(
             && leaf >= from
             && stored.get(event.position) == Some(&event.hash)
         {
-            recorded.see(Some(leaf), keys[event.position], event.action(), event.body());
+            recorded.see(Some(leaf), keys[event.position], event.event.action(), event.event.body());
         }
         Ok(())
     })?;
