@@ -3,7 +3,7 @@
 use crate::report::Section;
 use crate::server::{self, Session};
 use crate::stats::{figure, grouped, median, ratios, raw, spread};
-use crate::variant::{PER_ROW, Variant, turns};
+use crate::variant::{Variant, per_row, turns};
 use crate::{Bench, Result};
 use agd_live_tests::Cluster;
 use std::collections::HashMap;
@@ -46,7 +46,7 @@ fn eight_columns(rows: u64) -> String {
 pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
     let rows: u64 = bench.options.pick(200_000, 20_000);
     let cluster = server::start("agd")?;
-    databases(&cluster)?;
+    databases(bench, &cluster)?;
     // Read by the server itself, so that no client's time is in it.
     let file = cluster.socket_dir().join("rows.copy").to_string_lossy().replace('\'', "''");
     Session::open(&cluster, Variant::Unguarded.key())?.run(&format!("COPY ({}) TO '{file}'", eight_columns(rows)))?;
@@ -67,20 +67,23 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
         },
     ];
     let times = rounds(bench, &cluster, "bulk", &work)?;
-    let mut section = table("bulk", format!("{} rows of 8 columns, µs a row", grouped(rows)), &work, &times);
+    let mut section = table(bench, "bulk", format!("{} rows of 8 columns, µs a row", grouped(rows)), &work, &times);
     section.notes.push(
         "Time of the writer, commit included; each statement is one transaction. agd's worker had nothing left to do when \
          a statement began: what integration costs is in the table of the log."
             .into(),
     );
+    if bench.options.supa_audit.is_some() {
+        section.notes.push("supa_audit: its INSERT … SELECT is to take at least 12 times as long as agd's.".into());
+    }
     Ok(vec![section])
 }
 
 /// A database for each variant.
-pub fn databases(cluster: &Cluster) -> Result<()> {
-    for variant in PER_ROW {
+pub fn databases(bench: &Bench, cluster: &Cluster) -> Result<()> {
+    for variant in per_row(bench) {
         server::create_database(cluster, variant.key(), None)?;
-        variant.install(cluster)?;
+        variant.install(bench, cluster)?;
     }
     Ok(())
 }
@@ -91,7 +94,7 @@ pub fn rounds(bench: &Bench, cluster: &Cluster, group: &str, work: &[Work]) -> R
     let rounds = bench.options.rounds();
     // Round 0 does not count: it fills caches and grows files.
     for round in 0..=rounds {
-        for variant in turns(&PER_ROW, round) {
+        for variant in turns(&per_row(bench), round) {
             let mut session = Session::open(cluster, variant.key())?;
             session.run("CHECKPOINT")?;
             for (number, work) in work.iter().enumerate() {
@@ -115,24 +118,30 @@ pub fn rounds(bench: &Bench, cluster: &Cluster, group: &str, work: &[Work]) -> R
     Ok(times)
 }
 
+/// What a variant is compared with, and the heading for it: what agd costs, and how much faster it is than supa_audit.
+fn base_of(variant: Variant) -> (Variant, &'static str) {
+    if variant == Variant::SupaAudit { (Variant::Agd, "× agd") } else { (Variant::Unguarded, "× unguarded") }
+}
+
 /// A row for each statement, variants side by side.
-pub fn table(key: &'static str, title: String, work: &[Work], times: &Times) -> Section {
+pub fn table(bench: &Bench, key: &'static str, title: String, work: &[Work], times: &Times) -> Section {
     let mut columns = vec!["µs a row"];
-    for variant in PER_ROW {
+    let variants = per_row(bench);
+    for variant in &variants {
         columns.push(variant.label());
-        if variant != Variant::Unguarded {
-            columns.push("× unguarded");
+        if *variant != Variant::Unguarded {
+            columns.push(base_of(*variant).1);
         }
     }
     columns.push("goal for agd");
     let mut section = Section::new(key, title, &columns);
     for statement in work.iter().flat_map(|work| &work.statements) {
         let mut cells = vec![statement.name.to_owned()];
-        for variant in PER_ROW {
+        for variant in &variants {
             let values = &times[&(statement.name, variant.key())];
             cells.push(figure(median(values)));
-            if variant != Variant::Unguarded {
-                cells.push(spread(&ratios(values, &times[&(statement.name, Variant::Unguarded.key())])));
+            if *variant != Variant::Unguarded {
+                cells.push(spread(&ratios(values, &times[&(statement.name, base_of(*variant).0.key())])));
             }
             section.raw[format!("{} / {} / us_per_row", statement.name, variant.key())] = raw(values);
         }

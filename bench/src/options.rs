@@ -1,12 +1,16 @@
 //! The command line of the benchmark, and the sizes that follow from it.
 
+use std::path::PathBuf;
+
 /// Shown for `--help` and after a mistake.
 pub const USAGE: &str = "\
-usage: bench [--quick] [--only NAME]… [--events N]
+usage: bench [--quick] [--only NAME]… [--events N] [--supa-audit FILE]
 
   --quick      a minute or two, with small sizes: shows that it works, not what it costs
   --only NAME  one of: tpcb, bulk, shapes, tenant, log, fleet; may be repeated
-  --events N   the size that the log grows to (default 1000000; the goals speak of 10000000)";
+  --events N   the size that the log grows to (default 1000000; the goals speak of 10000000)
+  --supa-audit FILE
+               the SQL script of that extension, to be measured beside (in tpcb and bulk); it needs uuid-ossp";
 
 /// A group of measurements that belong to one table, and may be run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +53,8 @@ pub struct Options {
     pub quick: bool,
     only: Vec<Group>,
     events: Option<u64>,
+    /// supa_audit's SQL script.
+    pub supa_audit: Option<PathBuf>,
 }
 
 impl Options {
@@ -57,7 +63,7 @@ impl Options {
     /// # Errors
     /// What is wrong with them.
     pub fn read(mut arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
-        let mut options = Self { quick: false, only: Vec::new(), events: None };
+        let mut options = Self { quick: false, only: Vec::new(), events: None, supa_audit: None };
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--quick" => options.quick = true,
@@ -70,6 +76,10 @@ impl Options {
                     let number = arguments.next().and_then(|text| text.replace([',', '_'], "").parse().ok());
                     let number = number.filter(|n| (10_000..=100_000_000).contains(n));
                     options.events = Some(number.ok_or("--events takes a number from 10000 to 100000000")?);
+                }
+                "--supa-audit" => {
+                    let file = arguments.next().map(PathBuf::from).filter(|file| file.is_file());
+                    options.supa_audit = Some(file.ok_or("--supa-audit takes the name of a file")?);
                 }
                 "-h" | "--help" => return Ok(None),
                 _ => return Err(format!("unknown argument {argument}")),
@@ -125,9 +135,13 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        for (arguments, named) in
-            [("--only speed", "\"speed\""), ("--only", "--only"), ("--events 5", "--events"), ("--fast", "--fast")]
-        {
+        for (arguments, named) in [
+            ("--only speed", "\"speed\""),
+            ("--only", "--only"),
+            ("--events 5", "--events"),
+            ("--supa-audit", "--supa-audit"),
+            ("--fast", "--fast"),
+        ] {
             let problem = read(arguments).err().unwrap_or_default();
             assert!(problem.contains(named), "{arguments}: {problem}");
         }

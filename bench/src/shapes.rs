@@ -4,7 +4,7 @@ use crate::bulk::{Statement, Work, databases, rounds, table};
 use crate::report::Section;
 use crate::server::{self, Session};
 use crate::stats::grouped;
-use crate::variant::PER_ROW;
+use crate::variant::per_row;
 use crate::{Bench, Result};
 
 const WIDE_COLUMNS: usize = 60;
@@ -17,8 +17,8 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
     let large: u64 = bench.options.pick(500, 50);
     let spread: u64 = bench.options.pick(100_000, 10_000);
     let cluster = server::start("agd")?;
-    databases(&cluster)?;
-    for variant in PER_ROW {
+    databases(bench, &cluster)?;
+    for variant in per_row(bench) {
         // Made once: only the writing is to be timed, not the making of the values.
         Session::open(&cluster, variant.key())?.run(&format!(
             "CREATE TABLE large_values AS
@@ -31,7 +31,7 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
 
     let work = [wide_rows(wide), large_values(large), partitions(spread)];
     let times = rounds(bench, &cluster, "shapes", &work)?;
-    let mut section = table("shapes", "Unusual tables, µs a row".into(), &work, &times);
+    let mut section = table(bench, "shapes", "Unusual tables, µs a row".into(), &work, &times);
     section.notes.push(format!(
         "Wide: {WIDE_COLUMNS} columns of five types, {} rows. Large: {} rows with a TOASTed value of {} bytes, which \
          the UPDATE leaves as it is. Partitions: {} rows over {PARTITIONS} hash partitions, the root guarded.",

@@ -3,7 +3,7 @@
 use crate::report::Section;
 use crate::server::{self, Session, pgbench};
 use crate::stats::{figure, median, ratios, raw, spread};
-use crate::variant::{PER_ROW, Variant, turns};
+use crate::variant::{Variant, per_row, turns};
 use crate::{Bench, Result, machine};
 use agd_live_tests::Cluster;
 use serde_json::json;
@@ -19,10 +19,10 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
 
     bench.progress(&format!("tpcb: filling pgbench's tables at scale {scale}"));
     let main = server::start("agd")?;
-    fill(&main, scale, &PER_ROW)?;
+    let mut variants = per_row(bench);
+    fill(bench, &main, scale, &variants)?;
     // pgaudit hooks every statement of every database of its server, so it gets a server of its own.
-    let audited = pgaudit_server(scale)?;
-    let mut variants = PER_ROW.to_vec();
+    let audited = pgaudit_server(bench, scale)?;
     if audited.is_some() {
         variants.push(Variant::Pgaudit);
     }
@@ -130,7 +130,7 @@ pub fn measure(bench: &Bench) -> Result<Vec<Section>> {
 }
 
 /// pgbench's tables once, then a copy for each variant: all begin with the same bytes.
-fn fill(cluster: &Cluster, scale: u32, variants: &[Variant]) -> Result<()> {
+fn fill(bench: &Bench, cluster: &Cluster, scale: u32, variants: &[Variant]) -> Result<()> {
     server::create_database(cluster, "filled", None)?;
     let output = cluster.pgbench("filled", &["-i", "-q", "-s", &scale.to_string()])?;
     if !output.success {
@@ -140,7 +140,7 @@ fn fill(cluster: &Cluster, scale: u32, variants: &[Variant]) -> Result<()> {
         .run("ALTER TABLE pgbench_history ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY")?;
     for variant in variants {
         server::create_database(cluster, variant.key(), Some("filled"))?;
-        variant.install(cluster)?;
+        variant.install(bench, cluster)?;
         let mut session = Session::open(cluster, variant.key())?;
         for table in TABLES {
             variant.guard(&mut session, table)?;
@@ -150,7 +150,7 @@ fn fill(cluster: &Cluster, scale: u32, variants: &[Variant]) -> Result<()> {
 }
 
 /// None: this PostgreSQL has no pgaudit.
-fn pgaudit_server(scale: u32) -> Result<Option<Cluster>> {
+fn pgaudit_server(bench: &Bench, scale: u32) -> Result<Option<Cluster>> {
     let plain = server::start("")?;
     let known: bool = Session::open(&plain, "postgres")?
         .one("SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pgaudit')")?;
@@ -159,6 +159,6 @@ fn pgaudit_server(scale: u32) -> Result<Option<Cluster>> {
         return Ok(None);
     }
     let cluster = server::start("pgaudit")?;
-    fill(&cluster, scale, &[Variant::Pgaudit])?;
+    fill(bench, &cluster, scale, &[Variant::Pgaudit])?;
     Ok(Some(cluster))
 }

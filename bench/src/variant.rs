@@ -1,7 +1,7 @@
 //! What is compared.
 
-use crate::Result;
 use crate::server::Session;
+use crate::{Bench, Result};
 use agd_live_tests::Cluster;
 
 /// A way to know what was written to a table.
@@ -15,10 +15,15 @@ pub enum Variant {
     Trigger,
     /// pgaudit's session log, class `write`, with parameters: a line in the server's log for each statement.
     Pgaudit,
+    /// supa_audit, where its script was given: a PL/pgSQL trigger as above, with an identity for each row's history.
+    SupaAudit,
 }
 
 /// What a table can carry itself. pgaudit works on sessions and statements, whatever the rows.
-pub const PER_ROW: [Variant; 3] = [Variant::Unguarded, Variant::Agd, Variant::Trigger];
+pub fn per_row(bench: &Bench) -> Vec<Variant> {
+    let supa_audit = bench.options.supa_audit.is_some().then_some(Variant::SupaAudit);
+    [Variant::Unguarded, Variant::Agd, Variant::Trigger].into_iter().chain(supa_audit).collect()
+}
 
 const TRIGGER: &str = "
 CREATE TABLE audit (
@@ -48,6 +53,7 @@ impl Variant {
             Self::Agd => "agd",
             Self::Trigger => "jsonb trigger",
             Self::Pgaudit => "pgaudit write",
+            Self::SupaAudit => "supa_audit",
         }
     }
 
@@ -58,14 +64,15 @@ impl Variant {
             Self::Agd => "agd",
             Self::Trigger => "jsonb_trigger",
             Self::Pgaudit => "pgaudit",
+            Self::SupaAudit => "supa_audit",
         }
     }
 
     /// Prepares this variant's database.
     ///
     /// # Errors
-    /// What the server says.
-    pub fn install(self, cluster: &Cluster) -> Result<()> {
+    /// What the server says; or supa_audit's script cannot be read.
+    pub fn install(self, bench: &Bench, cluster: &Cluster) -> Result<()> {
         let mut session = Session::open(cluster, self.key())?;
         match self {
             Self::Unguarded => Ok(()),
@@ -76,6 +83,11 @@ impl Variant {
                  ALTER DATABASE pgaudit SET pgaudit.log = 'write';
                  ALTER DATABASE pgaudit SET pgaudit.log_parameter = on",
             ),
+            Self::SupaAudit => {
+                let script = bench.options.supa_audit.as_ref().map(std::fs::read_to_string).transpose()?;
+                session.run("CREATE EXTENSION \"uuid-ossp\"")?;
+                session.run(&script.unwrap_or_default())
+            }
         }
     }
 
@@ -92,6 +104,7 @@ impl Variant {
                 "CREATE TRIGGER audit AFTER INSERT OR UPDATE OR DELETE ON {table}
                    FOR EACH ROW EXECUTE FUNCTION audit_row()"
             )),
+            Self::SupaAudit => session.run(&format!("SELECT audit.enable_tracking('{table}'::regclass)")),
         }
     }
 
