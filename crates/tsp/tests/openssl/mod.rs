@@ -162,6 +162,36 @@ impl Tsa {
         );
     }
 
+    /// Makes `<name>.pem` for `<name>.key`, valid from one time to another, like 20190101000000Z: also in the past.
+    /// Issued by itself, it is the root.
+    pub fn certificate_of(&self, name: &str, subject: &str, issuer: &str, extensions: &str, valid: (&str, &str)) {
+        let file = |ending: &str| format!("{name}.{ending}");
+        let (request, extension_file, out, key) = (file("csr"), file("ext"), file("pem"), file("key"));
+        let (ca, ca_key) = (format!("{issuer}.pem"), format!("{issuer}.key"));
+        let config = "[ca]\ndefault_ca = c\n[c]\ndatabase = issued\nrand_serial = yes\nnew_certs_dir = .\ndefault_md = sha256\n\
+                      policy = p\nunique_subject = no\nx509_extensions = none\n[p]\nO = supplied\nCN = supplied\n[none]\n";
+        std::fs::write(self.folder.join("ca.cnf"), config).unwrap();
+        std::fs::write(self.folder.join("issued"), "").unwrap();
+        std::fs::write(self.folder.join(&extension_file), extensions).unwrap();
+        openssl(&self.folder, &["req", "-new", "-key", &key, "-subj", subject, "-out", &request]);
+        let args = [
+            "ca",
+            "-config",
+            "ca.cnf",
+            "-batch",
+            "-notext",
+            "-in",
+            &request,
+            "-out",
+            &out,
+            "-extfile",
+            &extension_file,
+        ];
+        let valid = ["-startdate", valid.0, "-enddate", valid.1];
+        let by: &[&str] = if name == issuer { &["-selfsign"] } else { &["-cert", &ca] };
+        openssl(&self.folder, &[&args[..], &valid, &["-keyfile", &ca_key], by].concat());
+    }
+
     /// The PEM file of the root.
     pub fn root(&self) -> PathBuf {
         self.folder.join("root.pem")

@@ -1,5 +1,5 @@
 use super::*;
-use crate::openssl::{Keys, OTHER_POLICY, POLICY, element, openssl, sequence};
+use crate::openssl::{GOOD, Keys, OTHER_POLICY, POLICY, element, openssl, sequence};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -115,5 +115,30 @@ fn fractions_of_a_second_and_harmless_extensions() {
         let content = tst_info(at.as_bytes(), &[&extension(critical)]);
         let signed = tsa.sign(&content, "tsa", &["-cades", "-md", "sha256"]);
         assert_eq!(check(&signed, tsa).is_ok(), good, "{:?}", check(&signed, tsa));
+    }
+}
+
+#[test]
+fn a_timestamp_outlives_the_certificates() {
+    // All of them expired years ago; the TSA's a year before the others.
+    let (_folder, tsa) = another(Kind::default());
+    let ca = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n";
+    let valid = ("20180101000000Z", "20210101000000Z");
+    tsa.certificate_of("root", "/O=Test/CN=Root", "root", ca, valid);
+    tsa.certificate_of("between", "/O=Test/CN=Between", "root", ca, valid);
+    tsa.certificate_of("tsa", "/O=Test/CN=TSA", "between", GOOD, ("20190101000000Z", "20200101000000Z"));
+    std::fs::copy(tsa.folder.join("between.pem"), tsa.folder.join("chain.pem")).unwrap();
+    let stamped = |at: &[u8]| check(&tsa.sign(&tst_info(at, &[]), "tsa", &["-cades", "-md", "sha256"]), &tsa);
+    // What counts is the time that it tells.
+    assert_eq!(stamped(b"20190701000000Z").map(|stamp| stamp.gen_time), Ok(1_561_939_200_000_000));
+    assert!(stamped(b"20190101000000Z").is_ok() && stamped(b"20191231235959Z").is_ok());
+    let outside = [
+        (&b"20181231235959Z"[..], "no valid chain"),
+        (b"20200101000001Z", "no valid chain"),
+        (b"20210101000001Z", "had expired, or was not valid yet"),
+    ];
+    for (at, words) in outside {
+        let error = stamped(at).expect_err("not valid at that time").to_string();
+        assert!(error.contains(words), "{error}");
     }
 }
