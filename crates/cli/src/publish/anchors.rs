@@ -6,7 +6,7 @@
 
 use std::ops::ControlFlow;
 
-use agd_core::{Checkpoint, Hash, SigningKey};
+use agd_core::{Checkpoint, Hash, SigningKey, TILE_WIDTH};
 
 use super::append::compare;
 use super::outcome::{LogError, malformed, store_error};
@@ -33,9 +33,9 @@ impl ValidAnchor {
     }
 }
 
-pub(super) fn fetch_anchors(source: &mut dyn Source, origin: &str, from: u64) -> Result<Vec<ValidAnchor>, LogError> {
+fn fetch_anchors(source: &mut dyn Source, origin: &str, from: u64, limit: i64) -> Result<Vec<ValidAnchor>, LogError> {
     let from = i64::try_from(from).unwrap_or(i64::MAX);
-    let page = source.anchors(origin, from, ANCHOR_PAGE)?;
+    let page = source.anchors(origin, from, limit)?;
     let mut last = None;
     let mut anchors = Vec::with_capacity(page.len());
     for anchor in page {
@@ -77,9 +77,12 @@ pub(super) fn next_batch(
     let unpublished_zero = !state.published && newest == 0;
     let mut from = if unpublished_zero { 0 } else { start + 1 };
     let mut batch: Vec<ValidAnchor> = Vec::new();
+    // Of a log that is anchored at each full tile, as many as will be taken and one more.
+    let mut limit = (CHUNK / TILE_WIDTH) as i64 + 1;
     loop {
-        let page = fetch_anchors(source, origin, from)?;
-        let full = page.len() as i64 == ANCHOR_PAGE;
+        let page = fetch_anchors(source, origin, from, limit)?;
+        let full = page.len() as i64 == limit;
+        limit = ANCHOR_PAGE;
         for anchor in page {
             let reached = batch.last().is_some_and(|last| last.tree_size >= bound);
             let far = anchor.tree_size > start.saturating_add(CHUNK);
@@ -150,7 +153,7 @@ impl Publisher {
         let mut behind: Vec<(ValidAnchor, Option<String>, bool)> = Vec::new();
         let mut more = state.published;
         while more {
-            let page = fetch_anchors(source, origin, from)?;
+            let page = fetch_anchors(source, origin, from, ANCHOR_PAGE)?;
             let within = page.partition_point(|anchor| anchor.tree_size <= size);
             more = page.len() as i64 == ANCHOR_PAGE && within == page.len();
             let checkpoints = self.checkpoints(origin, signer);
