@@ -10,7 +10,7 @@ usage: bench [--quick] [--only NAME]… [--events N] [--supa-audit FILE]
   --only NAME  one of: tpcb, bulk, shapes, tenant, log, fleet; may be repeated
   --events N   the size that the log grows to (default 1000000; the goals speak of 10000000)
   --supa-audit FILE
-               the SQL script of that extension, to be measured beside (in tpcb and bulk); it needs uuid-ossp";
+               the SQL script of that extension, to be measured beside (tpcb, bulk, shapes); it needs uuid-ossp";
 
 /// A group of measurements that belong to one table, and may be run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

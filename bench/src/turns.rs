@@ -13,7 +13,7 @@ use postgres::types::ToSql;
 use postgres::{Client, Statement};
 use std::time::{Duration, Instant};
 
-/// Pairs of sessions a round.
+/// How often a round opens a session for each variant.
 const SESSIONS: u32 = 20;
 /// Queries of a new session that do not count: its caches are empty, and PostgreSQL plans the first five anew.
 const WARMING: usize = 20;

@@ -10,7 +10,10 @@ use crate::catalog::{Columns, Scratch, Seek, catalog, scan_key, text};
 use crate::error::{Error, Result};
 use crate::event;
 use crate::log::record::{Context, EventKey, write_entry};
+use crate::log::stored::{Head, Stored};
+use agd_core::TILE_WIDTH;
 use pgrx::pg_sys;
+use std::ops::Range;
 
 /// Keys that are no further away are reached row by row.
 const NEAR: u128 = 8;
@@ -53,7 +56,7 @@ impl Event<'_> {
     }
 }
 
-/// Reads rows by growing keys.
+/// Reads rows by their keys, fastest when they grow.
 struct Cursor {
     /// From a key on, row by row. To aim it costs as much as the rows of an index page.
     run: Seek,
@@ -82,7 +85,7 @@ impl Cursor {
         self.present = self.run.next().map(|tuple| ((self.read_key)(tuple), tuple));
     }
 
-    /// The row with this key, valid until the next call. `next`: the key that is asked for after it, not a smaller one.
+    /// The row with this key, valid until the next call. `next`: the key that is asked for after it.
     fn find(&mut self, key: u128, next: Option<u128>) -> Option<pg_sys::HeapTuple> {
         // At most as many rows lie between two keys as their distance.
         let near = |from: u128, to: u128| to.checked_sub(from).is_some_and(|distance| distance <= NEAR);
@@ -240,4 +243,29 @@ impl Events {
             Ok(Context::read(row).ok())
         })
     }
+}
+
+/// Hands to `each`, in order, the leaves of a log: the index, the event's key, and what that leads to at the moment of
+/// `stored`.
+pub fn each_leaf(
+    stored: &Stored,
+    head: &Head,
+    leaves: Range<u64>,
+    mut each: impl FnMut(u64, EventKey, Found<'_>) -> Result<()>,
+) -> Result<()> {
+    // SAFETY: reads a process global: what is current here outlives the reader.
+    let memory = unsafe { pg_sys::CurrentMemoryContext };
+    let mut events = Events::open(memory, stored.snapshot())?;
+    let mut tile = leaves.start - leaves.start % TILE_WIDTH;
+    while tile < leaves.end {
+        pgrx::check_for_interrupts!();
+        let keys = stored.keys_from(head, tile)?;
+        for (position, (index, &key)) in (tile..leaves.end).zip(&keys).enumerate() {
+            if index >= leaves.start {
+                events.find(key, &keys[position + 1..], |found| each(index, key, found))?;
+            }
+        }
+        tile += TILE_WIDTH;
+    }
+    Ok(())
 }

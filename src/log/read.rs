@@ -4,30 +4,16 @@
 //! is made afresh from the event's row: what does not hash to its leaf shows at the publisher, before it is signed.
 #![allow(unsafe_code)] // is called by the function manager as it is, pushes and pops a snapshot
 
-use crate::catalog::Snapshot;
 use crate::error::{self, Error, OrRaise, Result};
 use crate::fmgr::{Rows, argument, c_function, text};
-use crate::log::events::{Events, Found};
+use crate::log::events::{Found, each_leaf};
 use crate::log::prove::signed_checkpoint;
-use crate::log::record::EventKey;
-use crate::log::storage::{self, Log};
+use crate::log::storage;
 use crate::log::stored::{Anchor, Stored};
 use crate::{home, query, shmem, worker};
-use agd_core::TILE_WIDTH;
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiHeapTupleData;
-
-/// The event keys of a log's leaves from `first` (a multiple of 256) to the end of that tile.
-pub fn keys_of_tile(stored: &Stored, log: &Log, first: u64) -> Result<Vec<EventKey>> {
-    if first == log.tree.size() - log.tree.size() % TILE_WIDTH {
-        return Ok(EventKey::read_all(&log.open_keys).collect());
-    }
-    stored.keys(log.log_id, first / TILE_WIDTH)?.ok_or_else(|| Error::Corrupted {
-        message: format!("log {}: its tile {} is missing", log.origin, first / TILE_WIDTH),
-        hint: "agd.tile was changed outside of agd. Verify what was published: agd verify STORE.".into(),
-    })
-}
 
 c_function!(agd_entries, pg_finfo_agd_entries, answer_entries);
 
@@ -42,38 +28,22 @@ fn answer_entries(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
             hint: "SELECT * FROM agd.entries('the origin', 0, 256).".into(),
         });
     };
-    let log = storage::log_by_origin(&origin)?;
-    if first < 0 || last < first || last as u64 > log.tree.size() {
-        return Err(Error::BadArgument {
-            message: format!("the log has {} leaves: [{first}, {last}) is not a range of them", log.tree.size()),
-            hint: "Indexes begin at 0; last_index is not included.".into(),
-        });
-    }
-    let (first, last) = (first as u64, last as u64);
+    let stored = Stored::latest()?;
+    let head = stored.head_by_origin(&origin)?.ok_or_else(|| storage::no_such_log(&origin))?;
+    let leaves = head.leaves(first, last)?;
     // SAFETY: this is the call.
     let mut rows = unsafe { Rows::begin(call) }?;
-    let (stored, snapshot) = (Stored::latest()?, Snapshot::latest());
-    // SAFETY: reads a process global: what is current here outlives the reader.
-    let mut events = Events::open(unsafe { pg_sys::CurrentMemoryContext }, snapshot.raw())?;
-    let mut tile = first - first % TILE_WIDTH;
-    while tile < last {
-        pgrx::check_for_interrupts!();
-        let keys = keys_of_tile(&stored, &log, tile)?;
-        for (position, (index, &key)) in (tile..last).zip(&keys).enumerate().skip(first.saturating_sub(tile) as usize) {
-            events.find(key, &keys[position + 1..], |found| match found {
-                Found::Event(event) => {
-                    rows.put(|| [index.cast_signed().into_datum(), event.entry.into_datum()]);
-                    Ok(())
-                }
-                Found::Unreadable(error) => Err(error),
-                Found::NoEvent | Found::NoTransaction => Err(Error::Corrupted {
-                    message: format!("event {key}, leaf {index} of {origin}, is missing"),
-                    hint: "It was deleted outside of agd. SELECT * FROM agd.verify() tells more.".into(),
-                }),
-            })?;
+    each_leaf(&stored, &head, leaves, |index, key, found| match found {
+        Found::Event(event) => {
+            rows.put(|| [index.cast_signed().into_datum(), event.entry.into_datum()]);
+            Ok(())
         }
-        tile += TILE_WIDTH;
-    }
+        Found::Unreadable(error) => Err(error),
+        Found::NoEvent | Found::NoTransaction => Err(Error::Corrupted {
+            message: format!("event {key}, leaf {index} of {origin}, is missing"),
+            hint: "It was deleted outside of agd. SELECT * FROM agd.verify() tells more.".into(),
+        }),
+    })?;
     Ok(pg_sys::Datum::from(0))
 }
 

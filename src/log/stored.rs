@@ -9,12 +9,13 @@ use crate::catalog::{
     Catalog, Columns, Relation, Scratch, Snapshot, catalog, named, scan, scan_directed, scan_key, scan_ordered, text,
     to_varlena, varlena,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::log::record::EventKey;
 use crate::log::storage::{self, Integrated, corrupted};
 use agd_core::{CompactRange, Hash, TILE_WIDTH};
 use pgrx::pg_sys;
 use pgrx::pg_sys::ScanDirection::{BackwardScanDirection, ForwardScanDirection};
+use std::ops::Range;
 
 /// Columns of agd.log, from 0 (sql/40_log.sql).
 mod log {
@@ -63,6 +64,19 @@ pub struct Head {
     pub incarnation: i32,
 }
 
+impl Head {
+    /// A range of its leaves, as somebody asks for it. 22023 where there are no such leaves.
+    pub fn leaves(&self, first: i64, last: i64) -> Result<Range<u64>> {
+        match (u64::try_from(first), u64::try_from(last)) {
+            (Ok(first), Ok(last)) if first <= last && last <= self.size => Ok(first..last),
+            _ => Err(Error::BadArgument {
+                message: format!("the log has {} leaves: [{first}, {last}) is not a range of them", self.size),
+                hint: "Indexes begin at 0; last_index is not included.".into(),
+            }),
+        }
+    }
+}
+
 /// A root at a size.
 pub struct Anchor {
     /// Leaves.
@@ -103,6 +117,11 @@ impl Stored {
         let catalog = catalog()?;
         let tiles = Relation::open(catalog.tile, pg_sys::AccessShareLock);
         Ok(Stored { catalog, tiles, snapshot, scratch: Scratch::new() })
+    }
+
+    /// The moment, for whoever reads other tables at the same one.
+    pub fn snapshot(&self) -> pg_sys::Snapshot {
+        self.snapshot.raw()
     }
 
     /// What the sequencer had integrated at this moment.
@@ -189,6 +208,19 @@ impl Stored {
     /// The event keys of a full level-0 tile. None: there is no such tile.
     pub fn keys(&self, log_id: i32, index: u64) -> Result<Option<Vec<EventKey>>> {
         self.column_of_tile(log_id, 0, index, tile::EVENT_KEYS, |bytes| EventKey::read_all(bytes).collect())
+    }
+
+    /// The event keys of the level-0 tile that begins with this leaf, be it full or open.
+    pub fn keys_from(&self, head: &Head, first: u64) -> Result<Vec<EventKey>> {
+        let index = first / TILE_WIDTH;
+        let is_open = index == head.size / TILE_WIDTH;
+        let keys = if is_open { Some(head.open_keys.clone()) } else { self.keys(head.log_id, index)? };
+        let wrong = |how: String| corrupted(format!("log {}: tile {index} of level 0 {how}", head.origin));
+        let keys = keys.ok_or_else(|| wrong("is missing".into()))?;
+        if keys.len() as u64 != (head.size - first).min(TILE_WIDTH) {
+            return Err(wrong(format!("has the keys of {} events", keys.len())));
+        }
+        Ok(keys)
     }
 
     fn column_of_tile<T>(

@@ -145,7 +145,7 @@ impl Source for Database {
     fn entries(&mut self, origin: &str, first: i64, last: i64) -> Result<Vec<(i64, Vec<u8>)>, SourceError> {
         self.rows(
             "read entries (agd.entries)",
-            // In order as they are; whoever takes them looks at the indexes. To sort them takes longer than to read them.
+            // They come in order, and whoever takes them looks at the indexes: to sort them would only cost.
             "SELECT e.leaf_index, e.entry FROM agd.entries($1, $2, $3) AS e",
             &[(&origin, Type::TEXT), (&first, Type::INT8), (&last, Type::INT8)],
             |row| Ok((row.try_get(0)?, row.try_get(1)?)),

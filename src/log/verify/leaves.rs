@@ -7,7 +7,7 @@
 use crate::catalog::{Columns, Relation, Scratch, catalog, text};
 use crate::error::Result;
 use crate::event;
-use crate::log::events::{self, EventHead, Events, Found, head};
+use crate::log::events::{Event, EventHead, Events, Found, head};
 use crate::log::record::EventKey;
 use crate::log::verify::complete::{Integrated, each_unseen};
 use crate::log::verify::rows::View;
@@ -37,16 +37,6 @@ impl Leaf {
     }
 }
 
-/// An event that was read.
-pub struct Event<'a> {
-    /// Where its key stands among those that were asked for.
-    pub position: usize,
-    /// Its leaf hash.
-    pub hash: Hash,
-    /// The event itself.
-    pub event: events::Event<'a>,
-}
-
 /// Reads events by their keys.
 pub struct Leaves {
     events: Events,
@@ -61,8 +51,9 @@ impl Leaves {
         Ok(Leaves { events, order: Vec::new(), sorted: Vec::new() })
     }
 
-    /// What each key leads to, in the order given. `each` is told of every event that was read, in key order.
-    pub fn of(&mut self, keys: &[EventKey], mut each: impl FnMut(&Event<'_>) -> Result<()>) -> Result<Vec<Leaf>> {
+    /// What each key leads to, in the order given. `each` is told of every event that was read, in key order: where its key
+    /// stands in `keys`, its leaf hash, and the event.
+    pub fn of(&mut self, keys: &[EventKey], mut each: impl FnMut(usize, &Hash, &Event<'_>)) -> Result<Vec<Leaf>> {
         let mut leaves = vec![Leaf::NoEvent; keys.len()];
         let Leaves { events, order, sorted } = self;
         order.clear();
@@ -76,7 +67,7 @@ impl Leaves {
             leaves[position] = events.find(sorted[rank], &sorted[rank + 1..], |found| match found {
                 Found::Event(event) => {
                     let hash = leaf_hash(event.entry);
-                    each(&Event { position, hash, event })?;
+                    each(position, &hash, &event);
                     Ok(Leaf::Is(hash))
                 }
                 Found::NoEvent => Ok(Leaf::NoEvent),

@@ -436,7 +436,7 @@ fn explain(
     let found = &mut this.found;
     let mut known: HashMap<Hash, EventKey> =
         found.suspects.iter().filter_map(|suspect| Some((suspect.found.hash()?, suspect.key))).collect();
-    for (leaf, key) in tools.leaves.of(&orphans.0, |_| Ok(()))?.iter().zip(&orphans.0) {
+    for (leaf, key) in tools.leaves.of(&orphans.0, |_, _, _| ())?.iter().zip(&orphans.0) {
         known.extend(leaf.hash().map(|hash| (hash, *key)));
     }
     found.events.add_silent(found.more_suspects);

@@ -5,9 +5,10 @@
 //! without a word. Never looks at another log.
 
 use crate::error::Result;
+use crate::log::events::Event;
 use crate::log::record::EventKey;
 use crate::log::verify::complete::{NAMED, Tally};
-use crate::log::verify::leaves::{Event, Leaf, Leaves};
+use crate::log::verify::leaves::{Leaf, Leaves};
 use crate::log::verify::platform::Recorded;
 use crate::log::verify::progress::Progress;
 use crate::log::verify::rows::{Anchor, Anchors, LogRow, TileRow, Tiles, View};
@@ -326,14 +327,14 @@ pub fn verify_log(
         let (stored, keys) = (&tile.hashes[part.clone()], &tile.keys[part]);
         let mut stamps: Option<(i64, i64)> = None;
         listeners.count(row.log_id, at, keys);
-        let leaves = read_leaves(&mut tools.leaves, &mut listeners, at, keys, stored, |event| {
-            let (low, high) = stamps.unwrap_or((event.event.stamp, event.event.stamp));
-            stamps = Some((low.min(event.event.stamp), high.max(event.event.stamp)));
-            if row.tenant.is_some() && event.event.action() == entry::LOG_CLOSE {
-                ends.closed.insert(at + event.position as u64 + 1, keys[event.position]);
+        let leaves = read_leaves(&mut tools.leaves, &mut listeners, at, keys, stored, |position, hash, event| {
+            let (low, high) = stamps.unwrap_or((event.stamp, event.stamp));
+            stamps = Some((low.min(event.stamp), high.max(event.stamp)));
+            if row.tenant.is_some() && event.action() == entry::LOG_CLOSE {
+                ends.closed.insert(at + position as u64 + 1, keys[position]);
             }
-            if event.event.tenant != row.tenant.as_deref() && event.hash == stored[event.position] {
-                let (key, leaf) = (keys[event.position], at + event.position as u64);
+            if event.tenant != row.tenant.as_deref() && *hash == stored[position] {
+                let (key, leaf) = (keys[position], at + position as u64);
                 found
                     .tiles
                     .add(format!("{name} was changed: its leaf {leaf} is event {key}, which is not of this log"));
@@ -535,19 +536,18 @@ fn read_leaves(
     at: u64,
     keys: &[EventKey],
     stored: &[Hash],
-    mut each: impl FnMut(&Event<'_>),
+    mut each: impl FnMut(usize, &Hash, &Event<'_>),
 ) -> Result<Vec<Leaf>> {
     let (from, recorded) = (listeners.from, &mut listeners.recorded);
-    let leaves = reader.of(keys, |event| {
-        each(event);
-        let leaf = at + event.position as u64;
+    let leaves = reader.of(keys, |position, hash, event| {
+        each(position, hash, event);
+        let leaf = at + position as u64;
         if let Some(recorded) = recorded
             && leaf >= from
-            && stored.get(event.position) == Some(&event.hash)
+            && stored.get(position) == Some(hash)
         {
-            recorded.see(Some(leaf), keys[event.position], event.event.action(), event.event.body());
+            recorded.see(Some(leaf), keys[position], event.action(), event.body());
         }
-        Ok(())
     })?;
     for (position, key) in keys.iter().enumerate() {
         let leaf = at + position as u64;
@@ -584,7 +584,7 @@ fn glance(tools: &mut Tools, row: &LogRow, open: &[Vec<Hash>], to: u64, listener
             if let (Some(keys), Some(stored)) = (tile.keys.get(part.clone()), tile.hashes.get(part)) {
                 listeners.count(row.log_id, at, keys);
                 if listeners.recorded.is_some() {
-                    read_leaves(&mut tools.leaves, listeners, at, keys, stored, |_| {})?;
+                    read_leaves(&mut tools.leaves, listeners, at, keys, stored, |_, _, _| {})?;
                 }
             }
         }
@@ -606,7 +606,7 @@ fn glance_at_all(tools: &mut Tools, row: &LogRow, listeners: &mut Listeners<'_>)
         let (keys, stored) = tile.map_or_else(|| (row.open_keys(), open.clone()), |tile| (tile.keys, tile.hashes));
         listeners.count(row.log_id, at, &keys);
         if listeners.recorded.is_some() {
-            read_leaves(&mut tools.leaves, listeners, at, &keys, &stored, |_| {})?;
+            read_leaves(&mut tools.leaves, listeners, at, &keys, &stored, |_, _, _| {})?;
         }
         at += TILE_WIDTH;
     }
