@@ -20,11 +20,11 @@ use agd_tsp::Authorities;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// One TSA for the tests that need some TSA.
+/// One TSA for the tests that need some TSA. Nothing drops it, so that its folder is one of the build's.
 fn tsa() -> Arc<Tsa> {
     static TSA: OnceLock<(tempfile::TempDir, Arc<Tsa>)> = OnceLock::new();
     let (_, tsa) = TSA.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let tsa = Tsa::new(folder.path(), Kind::default());
         (folder, Arc::new(tsa))
     });

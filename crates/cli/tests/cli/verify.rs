@@ -16,7 +16,10 @@ use zeroize::Zeroizing;
 
 /// A store with full and partial tiles at two levels, older partial tiles, and two tenants.
 fn sample() -> (tempfile::TempDir, FakeDatabase) {
-    let dir = tempfile::tempdir().unwrap();
+    sample_in(tempfile::tempdir().unwrap())
+}
+
+fn sample_in(dir: tempfile::TempDir) -> (tempfile::TempDir, FakeDatabase) {
     let mut database = FakeDatabase::new();
     database.write(None, 3);
     for (tenant, count) in [("acme", 300), ("acme", 20), ("beta", 1), ("acme", 280)] {
@@ -495,7 +498,7 @@ proptest! {
         at in any::<prop::sample::Index>(),
         keep_rest in any::<bool>(),
     ) {
-        let (dir, _) = shared();
+        let dir = shared();
         let all = files(dir);
         let (name, bytes) = all.iter().nth(which.index(all.len())).unwrap();
         let at = at.index(bytes.len());
@@ -515,10 +518,11 @@ proptest! {
     }
 }
 
-/// One store for all the cases above; each puts back what it changed.
-fn shared() -> (&'static Path, ()) {
+/// One store for all the cases above; each puts back what it changed. Nothing drops it, so that its folder is one of the
+/// build's.
+fn shared() -> &'static Path {
     static STORE: std::sync::OnceLock<tempfile::TempDir> = std::sync::OnceLock::new();
-    (STORE.get_or_init(|| sample().0).path(), ())
+    STORE.get_or_init(|| sample_in(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()).0).path()
 }
 
 /// The newest checkpoint of a log in a store.

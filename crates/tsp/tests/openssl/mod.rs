@@ -133,13 +133,19 @@ impl Tsa {
         openssl(&self.folder, &[&["genpkey", "-out", &out], kind].concat());
     }
 
-    /// Makes `<name>.pem` for `<name>.key`, signed by `<issuer>`.
-    pub fn certificate(&self, name: &str, subject: &str, issuer: &str, extensions: &str, days: &str) {
+    /// A request for a certificate for `<name>.key`, and a file with its extensions-to-be: their names.
+    fn request(&self, name: &str, subject: &str, extensions: &str) -> (String, String) {
         let file = |ending: &str| format!("{name}.{ending}");
-        let (request, extension_file, out, key) = (file("csr"), file("ext"), file("pem"), file("key"));
-        let (ca, ca_key) = (format!("{issuer}.pem"), format!("{issuer}.key"));
+        let (request, extension_file, key) = (file("csr"), file("ext"), file("key"));
         std::fs::write(self.folder.join(&extension_file), extensions).unwrap();
         openssl(&self.folder, &["req", "-new", "-key", &key, "-subj", subject, "-out", &request]);
+        (request, extension_file)
+    }
+
+    /// Makes `<name>.pem` for `<name>.key`, signed by `<issuer>`.
+    pub fn certificate(&self, name: &str, subject: &str, issuer: &str, extensions: &str, days: &str) {
+        let (request, extension_file) = self.request(name, subject, extensions);
+        let (out, ca, ca_key) = (format!("{name}.pem"), format!("{issuer}.pem"), format!("{issuer}.key"));
         openssl(
             &self.folder,
             &[
@@ -164,16 +170,20 @@ impl Tsa {
 
     /// Makes `<name>.pem` for `<name>.key`, valid from one time to another, like 20190101000000Z: also in the past.
     /// Issued by itself, it is the root.
-    pub fn certificate_of(&self, name: &str, subject: &str, issuer: &str, extensions: &str, valid: (&str, &str)) {
-        let file = |ending: &str| format!("{name}.{ending}");
-        let (request, extension_file, out, key) = (file("csr"), file("ext"), file("pem"), file("key"));
-        let (ca, ca_key) = (format!("{issuer}.pem"), format!("{issuer}.key"));
+    pub fn certificate_for_period(
+        &self,
+        name: &str,
+        subject: &str,
+        issuer: &str,
+        extensions: &str,
+        valid: (&str, &str),
+    ) {
+        let (request, extension_file) = self.request(name, subject, extensions);
+        let (out, ca, ca_key) = (format!("{name}.pem"), format!("{issuer}.pem"), format!("{issuer}.key"));
         let config = "[ca]\ndefault_ca = c\n[c]\ndatabase = issued\nrand_serial = yes\nnew_certs_dir = .\ndefault_md = sha256\n\
                       policy = p\nunique_subject = no\nx509_extensions = none\n[p]\nO = supplied\nCN = supplied\n[none]\n";
         std::fs::write(self.folder.join("ca.cnf"), config).unwrap();
         std::fs::write(self.folder.join("issued"), "").unwrap();
-        std::fs::write(self.folder.join(&extension_file), extensions).unwrap();
-        openssl(&self.folder, &["req", "-new", "-key", &key, "-subj", subject, "-out", &request]);
         let args = [
             "ca",
             "-config",

@@ -124,9 +124,9 @@ fn a_timestamp_outlives_the_certificates() {
     let (_folder, tsa) = another(Kind::default());
     let ca = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n";
     let valid = ("20180101000000Z", "20210101000000Z");
-    tsa.certificate_of("root", "/O=Test/CN=Root", "root", ca, valid);
-    tsa.certificate_of("between", "/O=Test/CN=Between", "root", ca, valid);
-    tsa.certificate_of("tsa", "/O=Test/CN=TSA", "between", GOOD, ("20190101000000Z", "20200101000000Z"));
+    tsa.certificate_for_period("root", "/O=Test/CN=Root", "root", ca, valid);
+    tsa.certificate_for_period("between", "/O=Test/CN=Between", "root", ca, valid);
+    tsa.certificate_for_period("tsa", "/O=Test/CN=TSA", "between", GOOD, ("20190101000000Z", "20200101000000Z"));
     std::fs::copy(tsa.folder.join("between.pem"), tsa.folder.join("chain.pem")).unwrap();
     let stamped = |at: &[u8]| check(&tsa.sign(&tst_info(at, &[]), "tsa", &["-cades", "-md", "sha256"]), &tsa);
     // What counts is the time that it tells.

@@ -17,11 +17,11 @@ use openssl::{Kind, Tsa};
 const MESSAGE: &[u8] = b"agd-1/app\n5\nroot\n\nsignature\n";
 const NONCE: u64 = 0x1234_5678_9abc_def0;
 
-/// One TSA for the tests that only need some TSA.
+/// One TSA for the tests that only need some TSA. Nothing drops it, so that its folder is one of the build's.
 fn tsa() -> &'static Tsa {
     static TSA: OnceLock<(tempfile::TempDir, Tsa)> = OnceLock::new();
     let (_, tsa) = TSA.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let tsa = Tsa::new(folder.path(), Kind::default());
         (folder, tsa)
     });
