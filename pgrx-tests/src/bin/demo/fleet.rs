@@ -47,8 +47,7 @@ pub fn fleets(scene: &Scene<'_>) -> Result<()> {
     for fleet in [&acme, &globex, &late] {
         let statement: Vec<u8> = session.value(&format!("SELECT agd.fleet_statement('{fleet}')"))?;
         let signature = hex(&people.loom.sign(&statement).to_bytes());
-        session.told(&format!("SELECT agd.sign_fleet('{fleet}', 'Loom', '\\x{}…');", &signature[..16]));
-        session.quiet(&format!("SELECT agd.sign_fleet('{fleet}', 'Loom', '\\x{signature}')"))?;
+        session.run(&format!("SELECT agd.sign_fleet('{fleet}', 'Loom', '\\x{signature}');"))?;
     }
     let batch = format!("'{{{acme},{globex}}}'");
     let wrong = hex(&people.loom.sign(&statement).to_bytes());
@@ -56,8 +55,8 @@ pub fn fleets(scene: &Scene<'_>) -> Result<()> {
     terminal.say("River countersigns two of them with one signature, in time; to the third, nobody comes.");
     let statement: Vec<u8> = session.value(&format!("SELECT agd.batch_statement({batch})"))?;
     let signature = hex(&people.river.sign(&statement).to_bytes());
-    session.told(&format!("SELECT * FROM agd.countersign_fleets({batch}, 'River', '\\x{}…');", &signature[..16]));
-    session.quiet(&format!("SELECT * FROM agd.countersign_fleets({batch}, 'River', '\\x{signature}')"))?;
+    session.run(&format!("SELECT * FROM agd.countersign_fleets({batch}, 'River', '\\x{signature}');"))?;
+    session.pause();
     session.run(&format!("SELECT agd.seal_tenant_fleet('{globex}', 'contract 4712 has ended');"))?;
     session.wait_for(
         "the window to pass",

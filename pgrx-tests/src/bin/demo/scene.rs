@@ -88,7 +88,7 @@ pub struct Session<'t> {
 
 impl Session<'_> {
     fn show(&mut self, sql: &str) {
-        self.terminal.sql(&self.prompt, sql, self.follows);
+        self.terminal.sql(&self.prompt, &without_signatures(sql), self.follows);
         self.follows = true;
     }
 
@@ -203,4 +203,19 @@ pub fn scratch_folder() -> Result<PathBuf> {
         .create(&folder)
         .and_then(|()| fs::canonicalize(&folder))
         .map_err(|e| Failure::new(format!("a new folder {}", folder.display()), e.to_string()))
+}
+
+/// The SQL with the beginning of each signature: nobody reads its 128 digits.
+fn without_signatures(sql: &str) -> String {
+    let mut pieces = sql.split("'\\x");
+    let mut shown = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        match piece.split_at_checked(128) {
+            Some((digits, rest)) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                shown += &format!("'\\x{}…{rest}", &digits[..16]);
+            }
+            _ => shown += &format!("'\\x{piece}"),
+        }
+    }
+    shown
 }
