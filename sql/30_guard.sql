@@ -105,6 +105,13 @@ BEGIN ATOMIC
                        AND tg.tgtype = e.tgtype AND tg.tgenabled = 'A' AND tg.tgqual IS NULL AND tg.tgattr::text = ''
                        AND pg_catalog.encode(tg.tgargs, 'escape') = g.guard_id::text || '\000')
            UNION ALL SELECT 'its triggers are switched off in pg_class' WHERE NOT c.relhastriggers
+           -- PostgreSQL fires row triggers by name: nothing may come between the record and the write.
+           UNION ALL
+           SELECT pg_catalog.format('the trigger "%s" fires after the gate: it needs a name that sorts before "~agd_record"',
+                                    tg.tgname)
+             FROM pg_catalog.pg_trigger tg
+            WHERE tg.tgrelid = t.oid AND tg.tgname > '~agd_record' AND tg.tgenabled <> 'D'
+              AND tg.tgtype & 3 = 3   -- FOR EACH ROW, BEFORE
            -- What the gate can record in full, and nothing else.
            UNION ALL SELECT 'the table is gone' WHERE c.oid IS NULL
            UNION ALL SELECT 'it is not a table' WHERE c.relkind NOT IN ('r', 'p')
@@ -209,8 +216,8 @@ COMMENT ON FUNCTION agd.coverage() IS 'every table of this database: is it guard
 -- pg_get_expr would). So a policy is its expression's tree without object numbers and places in a source text (-1: none), plus the names of
 -- all it refers to.
 --
--- A view, so that the worker can keep its plan: that takes ten times as long to make as to run. Names are written as the
--- session's search_path has it: pg_catalog, pg_temp, nothing else.
+-- A view, so that the worker can keep its plan and does not make it anew in every pass. Names are written as the session's
+-- search_path has it: pg_catalog, pg_temp, nothing else.
 CREATE VIEW agd.guard_digest (digest) AS
   WITH RECURSIVE tree (guard_id, oid) AS (
     SELECT g.guard_id, g.relation::oid FROM agd.every_guard g

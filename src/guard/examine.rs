@@ -111,7 +111,9 @@ pub fn examine(oid: pg_sys::Oid) -> Result<Table> {
         });
     }
     let partitioned = kind == "p";
-    Ok(Table { oid, tree: tree(oid, &name, partitioned)?, name, partitioned, row_security })
+    let tree = tree(oid, &name, partitioned)?;
+    check_triggers(&name, &tree)?;
+    Ok(Table { oid, tree, name, partitioned, row_security })
 }
 
 /// Temporary, unlogged and non-heap tables cannot be guarded (0A000).
@@ -123,6 +125,34 @@ pub fn check_storage(name: &str, persistence: &str, is_heap: bool) -> Result<()>
         _ => return Ok(()),
     };
     Err(Error::Unsupported { message: format!("{name} cannot be guarded: {}", problem.0), hint: problem.1.into() })
+}
+
+/// No trigger of the tree may fire between the gate and the write (0A000): it could change the row, or write it itself,
+/// which would then stand in the log before what it came after.
+fn check_triggers(name: &str, tree: &[pg_sys::Oid]) -> Result<()> {
+    let late = Spi::connect(|client| {
+        // BEFORE … FOR EACH ROW, in the order in which PostgreSQL fires them.
+        let rows = client.select(
+            "SELECT tg.tgrelid, tg.tgname::text, pg_catalog.quote_ident(tg.tgname) FROM pg_catalog.pg_trigger tg
+              WHERE tg.tgrelid = ANY ($1) AND tg.tgname > '~agd_record' AND tg.tgenabled <> 'D' AND tg.tgtype & 3 = 3
+              ORDER BY pg_catalog.array_position($1, tg.tgrelid), tg.tgname",
+            Some(1),
+            &[tree.to_vec().into()],
+        )?;
+        if rows.is_empty() {
+            return Ok::<_, pgrx::spi::Error>((None, None, None));
+        }
+        rows.first().get_three::<pg_sys::Oid, String, String>()
+    })?;
+    let (Some(relation), Some(trigger), Some(quoted)) = late else { return Ok(()) };
+    let relation = qualified_name(relation);
+    Err(Error::Unsupported {
+        message: format!("{name} cannot be guarded: the trigger \"{trigger}\" of {relation} would fire after the gate"),
+        hint: format!(
+            "Triggers fire in the order of their names, and the gate is the last. Give it a name that sorts before \
+             \"~agd_record\": ALTER TRIGGER {quoted} ON {relation} RENAME TO …"
+        ),
+    })
 }
 
 /// The table and its partitions, each locked and fit to be guarded.

@@ -18,15 +18,12 @@ const SETUP: &str = "
     CREATE TABLE orders (tenant text, id int CHECK (id < 1000), v text, PRIMARY KEY (tenant, id));
     CREATE TABLE cases (tenant text, id int, PRIMARY KEY (tenant, id));
     CREATE TABLE plain (id int PRIMARY KEY, v text);
-    CREATE TABLE twisted (id int PRIMARY KEY, v text);
-    CREATE FUNCTION twist() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.v := 'twisted'; RETURN NEW; END $$;
-    CREATE TRIGGER \"~twist\" BEFORE INSERT ON twisted FOR EACH ROW WHEN (NEW.id < 0) EXECUTE FUNCTION twist();
     SELECT agd.create_tenant('acme'); SELECT agd.create_tenant('globex');
     SELECT agd.guard('orders', tenant_column => 'tenant');
     SELECT agd.guard('cases', tenant_column => 'tenant', require_cause => true);
-    SELECT agd.guard('plain'); SELECT agd.guard('twisted');
+    SELECT agd.guard('plain');
     SELECT agd.map_role('{0}_acme', 'acme'); SELECT agd.map_role('{0}_globex', 'globex');
-    GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON orders, cases, plain, twisted TO {0}_acme, {0}_globex, {0}_outsider, {0}_hat;
+    GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON orders, cases, plain TO {0}_acme, {0}_globex, {0}_outsider, {0}_hat;
     GRANT {0}_hat TO {0}_acme;
     INSERT INTO orders VALUES ('acme', 1, 'a'), ('globex', 1, 'g')";
 
@@ -144,13 +141,6 @@ fn each_refusal_is_told_once_and_rightly() {
         "AG005",
         "globex public.cases INSERT AG005 postgres postgres -",
     );
-    // Changed behind the gate.
-    refuse(
-        &mut outsider,
-        "INSERT INTO twisted VALUES (-1, 'x')",
-        "AG001",
-        "- public.twisted INSERT AG001 {0}_outsider {0}_outsider -",
-    );
     // What would leave no record, or would change it.
     refuse(&mut outsider, "TRUNCATE plain", "AG002", "- public.plain TRUNCATE AG002 {0}_outsider {0}_outsider -");
     refuse(&mut acme, "TRUNCATE orders", "AG002", "acme public.orders TRUNCATE AG002 {0}_acme {0}_acme acme");
@@ -201,6 +191,33 @@ fn each_refusal_is_told_once_and_rightly() {
     assert_eq!(column(&mut outsider, seen), [format!("{} 2", expected.len())]);
     expect_each_event_in_one_leaf(&mut superuser);
     expect_verified(&mut superuser);
+}
+
+/// Somebody who writes PostgreSQL's catalogs can put a trigger behind the gate.
+#[test]
+fn a_row_that_is_changed_behind_the_gate_is_told() {
+    let stage = Stage::new("twisted");
+    let mut superuser = stage.superuser();
+    superuser
+        .batch_execute(&stage.sql(
+            "CREATE TABLE twisted (id int PRIMARY KEY, v text);
+             CREATE FUNCTION twist() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.v := 'twisted'; RETURN NEW; END $$;
+             CREATE TRIGGER twist BEFORE INSERT ON twisted FOR EACH ROW WHEN (NEW.id < 0) EXECUTE FUNCTION twist();
+             SELECT agd.guard('twisted');
+             GRANT INSERT ON twisted TO {0}_outsider;
+             SET allow_system_table_mods = on;
+             UPDATE pg_trigger SET tgname = '~twist' WHERE tgname = 'twist';
+             RESET allow_system_table_mods",
+        ))
+        .unwrap();
+    let mut outsider = stage.login("outsider");
+    expect_sqlstate(outsider.batch_execute("INSERT INTO twisted VALUES (-1, 'x')"), "AG001");
+    outsider.batch_execute("INSERT INTO twisted VALUES (1, 'x')").unwrap();
+    let expected = stage.sql("- public.twisted INSERT AG001 {0}_outsider {0}_outsider -");
+    assert_eq!(told(&mut superuser), [expected]);
+    let found =
+        column(&mut superuser, "SELECT detail FROM agd.verify() WHERE NOT ok AND detail LIKE '%fires after the gate%'");
+    assert_eq!(found.len(), 1, "{found:?}");
 }
 
 #[test]

@@ -287,6 +287,81 @@ fn foreign_keys_that_cascade() {
     }
 }
 
+/// Makes the trigger `slipped` fire after the gate, as only somebody can who writes PostgreSQL's catalogs; the second UPDATE
+/// has sessions read the triggers afresh.
+fn slip_behind_the_gate(g: &mut Watch) {
+    g.run(
+        "SET allow_system_table_mods = on;
+         UPDATE pg_trigger SET tgname = '~later' WHERE tgrelid = 't'::regclass AND tgname = 'slipped';
+         UPDATE pg_class SET relhastriggers = relhastriggers WHERE oid = 't'::regclass;
+         RESET allow_system_table_mods",
+    );
+    g.news("t");
+}
+
+#[test]
+fn no_trigger_comes_between_the_gate_and_the_write() {
+    let mut g = set_up(
+        "between",
+        "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+         CREATE TABLE t (id int PRIMARY KEY, v text);
+         CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10);
+         CREATE TABLE p2 (LIKE p INCLUDING ALL)",
+    );
+    let on = |g: &mut Watch, name: &str, table: &str| {
+        g.run(&format!(
+            "CREATE TRIGGER {name} BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION meddle()"
+        ));
+    };
+    // A table that has one is not guarded, nor one of whose partitions has one.
+    on(&mut g, "\"überprüft\"", "t");
+    on(&mut g, "\"~b\"", "p1");
+    for (table, trigger, relation) in [("t", "überprüft", "t"), ("p", "~b", "p1")] {
+        let error = g.refuses(table, &format!("SELECT agd.guard('{table}')"), "0A000");
+        assert_eq!(
+            error.message(),
+            format!(
+                "public.{table} cannot be guarded: the trigger \"{trigger}\" of public.{relation} would fire after the gate"
+            )
+        );
+        expect_hint(&error, &format!("ALTER TRIGGER \"{trigger}\" ON public.{relation} RENAME TO"));
+    }
+    // One that is switched off fires never; under another name, or after the write, it may be there.
+    g.run(
+        "ALTER TABLE t DISABLE TRIGGER \"überprüft\";
+         ALTER TRIGGER \"~b\" ON p1 RENAME TO b;
+         CREATE TRIGGER \"~~after\" AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION meddle();
+         CREATE TRIGGER \"~~statement\" BEFORE INSERT ON t FOR EACH STATEMENT EXECUTE FUNCTION meddle();
+         SELECT agd.guard('t'), agd.guard('p')",
+    );
+    on(&mut g, "\"überprüft\"", "p2");
+    // Nor does one come afterwards.
+    for (statement, table, trigger) in [
+        ("ALTER TABLE t ENABLE TRIGGER \"überprüft\"", "t", "überprüft"),
+        ("ALTER TABLE t ENABLE REPLICA TRIGGER \"überprüft\"", "t", "überprüft"),
+        (
+            "CREATE TRIGGER \"~z\" BEFORE DELETE ON t FOR EACH ROW WHEN (OLD.id < 0) EXECUTE FUNCTION meddle()",
+            "t",
+            "~z",
+        ),
+        ("CREATE TRIGGER \"~z\" BEFORE UPDATE OF v ON p FOR EACH ROW EXECUTE FUNCTION meddle()", "p", "~z"),
+        ("CREATE TRIGGER \"~z\" BEFORE UPDATE ON p1 FOR EACH ROW EXECUTE FUNCTION meddle()", "p", "~z"),
+        ("ALTER TRIGGER b ON p1 RENAME TO \"~b\"", "p", "~b"),
+        ("ALTER TABLE p ATTACH PARTITION p2 FOR VALUES FROM (10) TO (20)", "p", "überprüft"),
+    ] {
+        let error = g.refuses(table, statement, "AG002");
+        let said = error.message();
+        assert!(said.contains(&format!("on the guarded table public.{table} is refused: ")), "{said}");
+        assert!(said.contains(&format!("the trigger \"{trigger}\" fires after the gate: it needs a name")), "{said}");
+    }
+    g.news("t");
+    g.news("p");
+    assert_eq!(g.column::<String>("SELECT relation::text FROM agd.coverage() WHERE guarded AND NOT intact"), [""; 0]);
+    g.records("t", "INSERT INTO t VALUES (1, 'a')", &["INSERT 1"]);
+    g.records("p", "INSERT INTO p VALUES (1, 'a')", &["INSERT 1"]);
+}
+
 #[test]
 fn a_later_trigger_that_changes_the_row_is_an_error() {
     let mut g = simple("later");
@@ -299,7 +374,13 @@ fn a_later_trigger_that_changes_the_row_is_an_error() {
     reconcile(&mut g, "t", &["id"]);
     g.run(
         "DROP TRIGGER aaa ON t;
-         CREATE TRIGGER \"~later\" BEFORE INSERT OR UPDATE ON t FOR EACH ROW EXECUTE FUNCTION meddle()",
+         CREATE TRIGGER slipped BEFORE INSERT OR UPDATE ON t FOR EACH ROW EXECUTE FUNCTION meddle()",
+    );
+    slip_behind_the_gate(&mut g);
+    let problem: String = g.one("SELECT detail FROM agd.coverage() WHERE relation = 't'::regclass AND NOT intact");
+    assert_eq!(
+        problem,
+        "the trigger \"~later\" fires after the gate: it needs a name that sorts before \"~agd_record\""
     );
     for sql in [
         "INSERT INTO t VALUES (5, 'e')",
@@ -325,8 +406,9 @@ fn a_later_trigger_that_drops_the_row_leaves_no_record() {
     g.run(
         "CREATE FUNCTION drop_even() RETURNS trigger LANGUAGE plpgsql AS $$
          BEGIN IF COALESCE(NEW.id, OLD.id) % 2 = 0 THEN RETURN NULL; END IF; RETURN COALESCE(NEW, OLD); END $$;
-         CREATE TRIGGER \"~later\" BEFORE INSERT OR UPDATE OR DELETE ON t FOR EACH ROW EXECUTE FUNCTION drop_even()",
+         CREATE TRIGGER slipped BEFORE INSERT OR UPDATE OR DELETE ON t FOR EACH ROW EXECUTE FUNCTION drop_even()",
     );
+    slip_behind_the_gate(&mut g);
     g.records("t", "INSERT INTO t SELECT i, 'x' FROM generate_series(4, 8) i", &["INSERT 5", "INSERT 7"]);
     g.records("t", "UPDATE t SET v = 'y'", &["UPDATE 1", "UPDATE 3", "UPDATE 5", "UPDATE 7"]);
     g.records("t", "DELETE FROM t WHERE id < 4", &["DELETE 1", "DELETE 3"]);

@@ -25,6 +25,16 @@ INSERT INTO good VALUES (1, 'a');
 TRUNCATE good;
 CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.v := 'meddled'; RETURN NEW; END $$;
 CREATE TRIGGER "~later" BEFORE INSERT OR UPDATE ON good FOR EACH ROW EXECUTE FUNCTION meddle();
+CREATE TABLE meddled (id int PRIMARY KEY, v text);
+CREATE TRIGGER "~later" BEFORE INSERT OR UPDATE ON meddled FOR EACH ROW EXECUTE FUNCTION meddle();
+SELECT agd.guard('meddled');
+DROP TABLE meddled;
+-- What only somebody can do who writes PostgreSQL's catalogs.
+CREATE TRIGGER slipped BEFORE INSERT OR UPDATE ON good FOR EACH ROW EXECUTE FUNCTION meddle();
+SET allow_system_table_mods = on;
+UPDATE pg_trigger SET tgname = '~later' WHERE tgname = 'slipped';
+RESET allow_system_table_mods;
+ALTER TABLE good ALTER COLUMN v SET STATISTICS 0;
 UPDATE good SET v = 'b';
 DROP TRIGGER "~later" ON good;
 DROP FUNCTION meddle();
