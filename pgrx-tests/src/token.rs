@@ -1,6 +1,7 @@
 //! Tokens for tests: what a tenant's own application would mint.
 #![allow(clippy::panic)]
 
+use crate::check::eventually;
 use agd_core::token::{CLOCK_SKEW, Claims, TokenSigner};
 use postgres::Client;
 use std::time::{Duration, SystemTime};
@@ -107,13 +108,21 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Waits until tokens that are minted now are newer than the server's memory of used ones.
+/// Waits until tokens that are minted now are newer than the server's memory of used ones: that begins with agd's launcher,
+/// or on a standby with the server.
 #[track_caller]
 pub fn wait_for_tokens(client: &mut Client) {
-    let row = client.query_one(
-        "SELECT greatest(0, 2 - extract(epoch FROM clock_timestamp() - pg_postmaster_start_time()))::float8",
-        &[],
-    );
-    let seconds: f64 = row.unwrap_or_else(|error| panic!("the server's start: {error:?}")).get(0);
-    std::thread::sleep(Duration::from_secs_f64(seconds));
+    let mut since = None;
+    eventually("agd's launcher has started", Duration::from_secs(20), || {
+        let row = client.query_one(
+            "SELECT extract(epoch FROM clock_timestamp() - CASE
+                      WHEN pg_is_in_recovery() THEN pg_postmaster_start_time()
+                      ELSE (SELECT max(backend_start) FROM pg_stat_activity WHERE backend_type = 'agd launcher')
+                    END)::float8",
+            &[],
+        );
+        since = row.unwrap_or_else(|error| panic!("the launcher's start: {error:?}")).get::<_, Option<f64>>(0);
+        since.is_some()
+    });
+    std::thread::sleep(Duration::from_secs_f64((2.0 - since.unwrap_or_default()).max(0.0)));
 }

@@ -6,7 +6,7 @@ use agd_live_tests::token::{Issuer, now, wait_for_tokens};
 use agd_live_tests::wall::{By, Wall, column, run};
 use agd_live_tests::{Cluster, Stop, eventually, expect_hint, expect_sqlstate};
 use postgres::Client;
-use postgres::error::DbError;
+use postgres::error::{DbError, SqlState};
 use std::sync::{Barrier, OnceLock};
 use std::time::Duration;
 
@@ -317,6 +317,10 @@ fn what_was_used_before_a_restart_is_not_used_again() {
             cluster.restart().unwrap();
         }
         let mut app = wall.login("app");
+        // The server takes sessions a moment before agd's launcher notes since when: until then it takes no token at all.
+        eventually("agd's launcher has started", Duration::from_secs(20), || {
+            bind(&mut app, &used).unwrap_err().code() != Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE)
+        });
         for token in [&used, &kept] {
             let error = refused(&mut app, token);
             assert!(error.message().contains("began to remember"), "{error:?}");
