@@ -3,9 +3,10 @@
 //! Owns the set of used token ids in shared memory, which a ROLLBACK cannot undo, and the clock by which tokens end.
 //! Promises that an id is accepted once while it is remembered; that it is remembered until its token has expired; that
 //! when there is no room the next token is refused, not an old one forgotten; that one tenant's tokens never take more than
-//! a quarter of the places, so that they do not keep others from binding; and that a token that may have been used
-//! before the memory began (the server started, or recovered from a crash, or was promoted) is refused for having been
-//! issued before. The clock never steps back while the server runs, so a token that has expired stays expired.
+//! a quarter of the places, nor of those in which a token of another may stand, so that three tenants together cannot keep
+//! a fourth from binding; and that a token that may have been used before the memory began (the server started, or
+//! recovered from a crash, or was promoted) is refused for having been issued before. The clock never steps back
+//! while the server runs, so a token that has expired stays expired.
 //!
 //! Nothing is known of what another server of the same database remembers: a token can be used once on the primary and once
 //! on each standby, where it can only read.
@@ -20,17 +21,24 @@ use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
 
 /// Places lie in blocks of this many.
 const BLOCK: usize = 64;
-/// An id may stand in so many blocks of its tenant's share. All of them are looked at each time (12 kB). Until three quarters of
-/// the share are taken, a new id finds a place with near certainty.
+/// In one block so many are one tenant's at most: a quarter.
+const SHARE: usize = BLOCK / 4;
+/// An id may stand in so many blocks, and takes the one with the fewest of its tenant's. All of them are looked at each time
+/// (12 kB). Until nine tenths of its share are taken, a tenant's new id finds a place with near certainty.
 const WAYS: usize = 8;
-/// A tenant's share is this part of all blocks, which ones is a secret. Shares overlap: with one of them full, each block of
-/// another is full with a probability of a quarter, all that an id may stand in with one of 1 in 65,536.
-const SHARES: usize = 4;
+
+/// What is remembered of a token. Both words come from SHA-256 and the secret: nobody can aim at another's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+struct Key {
+    tenant: u64,
+    id: u64,
+}
 
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Entry {
-    key: [u64; 2],
+    key: Key,
     /// Seconds since 1970: its token is not valid any more. 0: a free place.
     expires_at: u64,
 }
@@ -43,7 +51,7 @@ struct Memory {
     writable: AtomicI64,
     /// The latest time that was seen.
     latest: AtomicI64,
-    /// Makes shares and places unpredictable: nobody can aim at another's.
+    /// Makes keys and places unpredictable.
     secret: [u8; 32],
     capacity: usize,
     lock: *mut pg_sys::LWLock,
@@ -147,17 +155,16 @@ pub fn remember(tenant: &str, kid: &str, token_id: &str, expires_at: u64) -> Res
     let (secret, capacity, lock, database) =
         unsafe { ((*memory).secret, (*memory).capacity, (*memory).lock, pg_sys::MyDatabaseId) };
     let whose = Sha256::new().chain_update(secret).chain_update(database.to_u32().to_be_bytes());
-    // A key id is one tenant's for good: the same token always has the same places.
-    let share = words(whose.clone().chain_update([1]).chain_update(tenant))[0];
+    let [whom, ..] = words(whose.clone().chain_update([1]).chain_update(tenant));
     let id = whose.chain_update([2]).chain_update((kid.len() as u64).to_be_bytes()).chain_update(kid);
-    let [a, b, at, _] = words(id.chain_update(token_id));
-    let (key, blocks) = ([a, b], blocks(capacity, share, at));
+    let [id, at, ..] = words(id.chain_update(token_id));
+    let (key, blocks) = (Key { tenant: whom, id }, blocks(capacity, at));
 
     // SAFETY: the lock is PostgreSQL's own; nothing between can raise. The entries lie behind the fixed part.
     let outcome = unsafe {
         pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
         let entries = std::slice::from_raw_parts_mut((&raw mut (*memory).entries).cast::<Entry>(), capacity);
-        let outcome = place(entries, &blocks, key, expires_at, now);
+        let outcome = place(entries, &blocks, Entry { key, expires_at }, now);
         pg_sys::LWLockRelease(lock);
         outcome
     };
@@ -176,15 +183,10 @@ fn words(digest: Sha256) -> [u64; 4] {
     std::array::from_fn(|word| u64::from_ne_bytes(std::array::from_fn(|byte| digest[8 * word + byte])))
 }
 
-/// The first places of the blocks in which an id may stand.
-fn blocks(capacity: usize, share: u64, id: u64) -> [usize; WAYS] {
-    let all = capacity / BLOCK;
-    let own = (all / SHARES).max(1) as u64;
-    std::array::from_fn(|way| {
-        // Which of the share's blocks, and where that one lies.
-        let slot = mix(id.wrapping_add(way as u64)) % own;
-        (mix(share.wrapping_add(slot)) % all as u64) as usize * BLOCK
-    })
+/// The first places of the blocks in which an id may stand: always the same.
+fn blocks(capacity: usize, id: u64) -> [usize; WAYS] {
+    let all = (capacity / BLOCK) as u64;
+    std::array::from_fn(|way| (mix(id.wrapping_add(way as u64)) % all) as usize * BLOCK)
 }
 
 /// Spreads what differs little (the last step of SplitMix64).
@@ -195,18 +197,24 @@ fn mix(word: u64) -> u64 {
 }
 
 /// Some(true): it was put there; Some(false): it was there; None: there is no place.
-fn place(entries: &mut [Entry], blocks: &[usize], key: [u64; 2], expires_at: u64, now: u64) -> Option<bool> {
-    let mut free = None;
+fn place(entries: &mut [Entry], blocks: &[usize], new: Entry, now: u64) -> Option<bool> {
+    let mut best = None;
     for &first in blocks {
+        let (mut own, mut taken, mut free) = (0, 0, None);
         for (index, entry) in entries.iter().enumerate().skip(first).take(BLOCK) {
             if entry.expires_at <= now {
-                free = free.or(Some(index));
-            } else if entry.key == key {
+                free = Some(index);
+            } else if entry.key == new.key {
                 return Some(false);
+            } else {
+                (own, taken) = (own + usize::from(entry.key.tenant == new.key.tenant), taken + 1);
             }
         }
+        let found = free.filter(|_| own < SHARE).map(|index| (own, taken, index));
+        best = best.into_iter().chain(found).min();
     }
-    entries[free?] = Entry { key, expires_at };
+    let (_, _, index) = best?;
+    entries[index] = new;
     Some(true)
 }
 
@@ -214,8 +222,14 @@ fn place(entries: &mut [Entry], blocks: &[usize], key: [u64; 2], expires_at: u64
 pub mod trial {
     //! The set without a server, for tests.
 
-    use super::{BLOCK, Entry, blocks, place, words};
+    use super::{BLOCK, Entry, Key, SHARE, blocks, place, words};
     use sha2::{Digest as _, Sha256};
+
+    const FREE: Entry = entry(0, 0, 0);
+
+    const fn entry(tenant: u64, id: u64, expires_at: u64) -> Entry {
+        Entry { key: Key { tenant, id }, expires_at }
+    }
 
     /// A set of so many places.
     pub struct Set(Vec<Entry>);
@@ -223,29 +237,32 @@ pub mod trial {
     impl Set {
         /// An empty one.
         pub fn new(capacity: usize) -> Self {
-            Self(vec![Entry { key: [0; 2], expires_at: 0 }; capacity])
+            Self(vec![FREE; capacity])
         }
 
         /// Does the tenant's n-th id, of a token that never expires, find a place, with places as SHA-256 gives them?
         pub fn takes(&mut self, tenant: u64, n: u64) -> bool {
-            let [share, ..] = words(Sha256::new().chain_update(tenant.to_be_bytes()));
-            let [a, b, at, _] = words(Sha256::new().chain_update(tenant.to_be_bytes()).chain_update(n.to_be_bytes()));
-            let blocks = blocks(self.0.len(), share, at);
-            place(&mut self.0, &blocks, [a, b], 2, 1) == Some(true)
+            let [id, at, ..] = words(Sha256::new().chain_update(tenant.to_be_bytes()).chain_update(n.to_be_bytes()));
+            let blocks = blocks(self.0.len(), at);
+            place(&mut self.0, &blocks, entry(tenant, id, 2), 1) == Some(true)
         }
     }
 
     /// A place is given again when its token has expired, and not before.
     pub fn expiring() -> [Option<bool>; 6] {
-        let mut entries = vec![Entry { key: [9, 9], expires_at: 99 }; BLOCK];
-        entries[5].expires_at = 0;
-        [
-            place(&mut entries, &[0], [1, 1], 10, 5),
-            place(&mut entries, &[0], [1, 1], 10, 9),
-            place(&mut entries, &[0], [2, 2], 20, 9),
-            place(&mut entries, &[0], [2, 2], 20, 10),
-            place(&mut entries, &[0], [1, 1], 30, 19),
-            place(&mut entries, &[0], [1, 1], 30, 20),
-        ]
+        let mut entries: [Entry; BLOCK] = std::array::from_fn(|place| entry(place as u64, 9, 99));
+        entries[5] = FREE;
+        [(1, 10, 5), (1, 10, 9), (2, 20, 9), (2, 20, 10), (1, 30, 19), (1, 30, 20)]
+            .map(|(id, expires_at, now)| place(&mut entries, &[0], entry(1, id, expires_at), now))
+    }
+
+    /// So many of one tenant's and of a second one's find a place in a block; and then a third one's.
+    pub fn in_one_block() -> ([usize; 2], Option<bool>) {
+        let mut entries = [FREE; BLOCK];
+        let mut fill = |tenant| {
+            (0..2 * SHARE as u64).filter(|&id| place(&mut entries, &[0], entry(tenant, id, 2), 1) == Some(true)).count()
+        };
+        let filled = [fill(1), fill(2)];
+        (filled, place(&mut entries, &[0], entry(3, 0, 2), 1))
     }
 }
