@@ -234,7 +234,7 @@ fn nothing_of_a_fleet_stands_behind_its_seal() {
     let mut superuser = wall.superuser();
     for round in 0..4 {
         let fleet = active(&mut superuser, "acme", &format!("round {round}"));
-        let (next, over) = (AtomicI32::new(1000 * (round + 1)), AtomicBool::new(false));
+        let (next, committed, over) = (AtomicI32::new(1000 * (round + 1)), AtomicI32::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
@@ -248,10 +248,12 @@ fn nothing_of_a_fleet_stands_behind_its_seal() {
                             assert!(over.load(Ordering::SeqCst), "refused before it was sealed: {error:?}");
                             return;
                         }
+                        committed.fetch_add(1, Ordering::SeqCst);
                     }
                 });
             }
-            std::thread::sleep(Duration::from_millis(150));
+            eventually("they write", SOON, || committed.load(Ordering::SeqCst) > 0);
+            std::thread::sleep(Duration::from_millis(100));
             over.store(true, Ordering::SeqCst);
             seal(&mut superuser, &fleet).unwrap();
         });

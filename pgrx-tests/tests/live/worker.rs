@@ -287,10 +287,15 @@ fn a_quiet_database_wakes_nobody() {
         let now = sleeps();
         std::mem::replace(&mut before, now) == now
     });
-    // Whoever looks once a second would wake five times; a page that has to be read counts as a sleep, too.
-    std::thread::sleep(Duration::from_secs(5));
-    let woke: Vec<u64> = sleeps().iter().zip(before).map(|(now, before)| now - before).collect();
-    assert!(woke.iter().all(|times| *times <= 2), "launcher and worker woke so often in 5 s: {woke:?}");
+    // Whoever looks once a second would wake five times, always. A page that has to be read counts as a sleep, too: on a busy
+    // machine one stretch may hold several of them.
+    eventually("launcher and worker sleep for five seconds", SOON, || {
+        let before = sleeps();
+        std::thread::sleep(Duration::from_secs(5));
+        let woke: Vec<u64> = sleeps().iter().zip(before).map(|(now, before)| now - before).collect();
+        println!("launcher and worker woke so often in 5 s: {woke:?}");
+        woke.iter().all(|times| *times <= 2)
+    });
     let before = sleeps();
     client.batch_execute("INSERT INTO p VALUES (0)").unwrap();
     eventually("one write wakes the worker", SOON, || sleeps()[1] > before[1]);
