@@ -7,6 +7,9 @@
   regress  pg_regress (tests/regress) and isolation tests (tests/isolation)
 
 The last three run for each PostgreSQL version. While one version is tested, the next is compiled.
+
+The servers of live tests keep their data in memory (/dev/shm) where there is room, else in /tmp; AGD_SCRATCH, a short path,
+says another place.
 """
 
 import argparse
@@ -41,6 +44,9 @@ PATIENCE = 1200
 
 # Modules of the live tests that run at a time: each waits for its servers more than half of the time.
 MODULES = (os.cpu_count() or 1) + 1
+
+# What the servers of live tests take at most that run at a time is a fifth of this, in bytes.
+ROOM = 4 << 30
 
 # The test programs that run now. They are no part of this process's group: a Ctrl-C does not reach them.
 RUNNING = set()
@@ -241,6 +247,19 @@ def upgradable(major):
         return output(command, env=cluster.clean()) == "0"
 
 
+def in_memory():
+    """A folder whose files are in memory, when it and the memory have room for the servers of live tests; else None. They make
+    and copy thousands of small files, most of which a disk never has to hold."""
+    folder = pathlib.Path("/dev/shm")
+    try:
+        file_system = os.statvfs(folder)
+        available = re.search(r"^MemAvailable: +(\d+) kB$", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    room = min(file_system.f_bavail * file_system.f_frsize, 1024 * int(available.group(1)) // 2 if available else 0)
+    return folder if room >= ROOM and os.access(folder, os.W_OK) else None
+
+
 def live(tally, ready, env, wanted, command_line, programs, before):
     """The live tests: the same programs for every version. Those in `before` have the extension of this run too."""
     major = ready["major"]
@@ -253,6 +272,8 @@ def live(tally, ready, env, wanted, command_line, programs, before):
         "AGD_CLI": str(command_line),
         "CARGO_MANIFEST_DIR": str(LIVE),
     }
+    if "AGD_SCRATCH" not in own and (folder := in_memory()) is not None:
+        own["AGD_SCRATCH"] = str(folder)
     if (pooler := pgbouncer()) is not None:
         own["AGD_PGBOUNCER"] = str(pooler)
     if (server := s3_server()) is not None:

@@ -16,7 +16,7 @@ cat >/dev/null
 "#;
 const SWEEPER: &str = r#"cat >/dev/null; rm -rf "$1""#;
 
-/// A directory of its own directly under `/tmp`: a unix socket's path may be 107 bytes long and no more.
+/// A directory of its own directly under `AGD_SCRATCH`, or `/tmp`: a unix socket's path may be 107 bytes long and no more.
 pub(crate) struct Scratch {
     path: PathBuf,
     stopper: Child,
@@ -26,9 +26,10 @@ pub(crate) struct Scratch {
 impl Scratch {
     pub(crate) fn new(bin: &Path, run_as: Option<RunAs>) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        let parent = std::env::var_os("AGD_SCRATCH").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
         let path = loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = PathBuf::from(format!("/tmp/agd-{}-{number}", std::process::id()));
+            let path = parent.join(format!("agd-{}-{number}", std::process::id()));
             match fs::DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => break path,
                 // Of a process that had the same number, and was killed together with its sweeper.
