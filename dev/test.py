@@ -8,8 +8,8 @@
 
 The last three run for each PostgreSQL version. While one version is tested, the next is compiled.
 
-The servers of live tests keep their data in memory (/dev/shm) where there is room, else in /tmp; AGD_SCRATCH, a short path,
-says another place.
+The servers of live tests keep their data in memory (/dev/shm) where there is room, else in /tmp. AGD_SCRATCH names another
+place by a short path: /tmp, say, for tests that variables of theirs make larger than the memory.
 """
 
 import argparse
@@ -45,7 +45,7 @@ PATIENCE = 1200
 # Modules of the live tests that run at a time: each waits for its servers more than half of the time.
 MODULES = (os.cpu_count() or 1) + 1
 
-# What the servers of live tests take at most that run at a time is a fifth of this, in bytes.
+# Bytes: five times what the servers of live tests were seen to take.
 ROOM = 4 << 30
 
 # The test programs that run now. They are no part of this process's group: a Ctrl-C does not reach them.

@@ -3,10 +3,10 @@
 //! Owns the set of used token ids in shared memory, which a ROLLBACK cannot undo, and the clock by which tokens end.
 //! Promises that an id is accepted once while it is remembered; that it is remembered until its token has expired; that
 //! when there is no room the next token is refused, not an old one forgotten; that one tenant's tokens never take more than
-//! a quarter of the places, nor of those in which a token of another may stand, so that three tenants together cannot keep
-//! a fourth from binding; and that a token that may have been used before the memory began (the server started, or
-//! recovered from a crash, or was promoted) is refused for having been issued before. The clock never steps back
-//! while the server runs, so a token that has expired stays expired.
+//! a quarter of any block of places, so that three tenants together cannot keep a fourth from binding; and that a token
+//! that may have been used before the memory began (the server started, or recovered from a crash, or was promoted) is
+//! refused for having been issued before. The clock never steps back while the server runs, so a token that has expired
+//! stays expired.
 //!
 //! Nothing is known of what another server of the same database remembers: a token can be used once on the primary and once
 //! on each standby, where it can only read.
@@ -23,8 +23,8 @@ use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
 const BLOCK: usize = 64;
 /// In one block so many are one tenant's at most: a quarter.
 const SHARE: usize = BLOCK / 4;
-/// An id may stand in so many blocks, and takes the one with the fewest of its tenant's. All of them are looked at each time
-/// (12 kB). Until nine tenths of its share are taken, a tenant's new id finds a place with near certainty.
+/// An id may stand in so many blocks. All of them are looked at each time (12 kB). Until nine tenths of its share are taken, a
+/// tenant's new id finds a place with near certainty.
 const WAYS: usize = 8;
 
 /// What is remembered of a token. Both words come from SHA-256 and the secret: nobody can aim at another's.
@@ -155,10 +155,10 @@ pub fn remember(tenant: &str, kid: &str, token_id: &str, expires_at: u64) -> Res
     let (secret, capacity, lock, database) =
         unsafe { ((*memory).secret, (*memory).capacity, (*memory).lock, pg_sys::MyDatabaseId) };
     let whose = Sha256::new().chain_update(secret).chain_update(database.to_u32().to_be_bytes());
-    let [whom, ..] = words(whose.clone().chain_update([1]).chain_update(tenant));
+    let [owner, ..] = words(whose.clone().chain_update([1]).chain_update(tenant));
     let id = whose.chain_update([2]).chain_update((kid.len() as u64).to_be_bytes()).chain_update(kid);
     let [id, at, ..] = words(id.chain_update(token_id));
-    let (key, blocks) = (Key { tenant: whom, id }, blocks(capacity, at));
+    let (key, blocks) = (Key { tenant: owner, id }, blocks(capacity, at));
 
     // SAFETY: the lock is PostgreSQL's own; nothing between can raise. The entries lie behind the fixed part.
     let outcome = unsafe {
@@ -196,9 +196,10 @@ fn mix(word: u64) -> u64 {
     word ^ (word >> 31)
 }
 
-/// Some(true): it was put there; Some(false): it was there; None: there is no place.
+/// Some(true): it was put there; Some(false): it was there; None: there is no place. Of the blocks that have one for its
+/// tenant, it takes one with the fewest of the tenant's; among these, one with the fewest of all.
 fn place(entries: &mut [Entry], blocks: &[usize], new: Entry, now: u64) -> Option<bool> {
-    let mut best = None;
+    let mut best: Option<((usize, usize), usize)> = None;
     for &first in blocks {
         let (mut own, mut taken, mut free) = (0, 0, None);
         for (index, entry) in entries.iter().enumerate().skip(first).take(BLOCK) {
@@ -210,10 +211,15 @@ fn place(entries: &mut [Entry], blocks: &[usize], new: Entry, now: u64) -> Optio
                 (own, taken) = (own + usize::from(entry.key.tenant == new.key.tenant), taken + 1);
             }
         }
-        let found = free.filter(|_| own < SHARE).map(|index| (own, taken, index));
-        best = best.into_iter().chain(found).min();
+        let load = (own, taken);
+        if let Some(index) = free
+            && own < SHARE
+            && best.is_none_or(|(least, _)| load < least)
+        {
+            best = Some((load, index));
+        }
     }
-    let (_, _, index) = best?;
+    let (_, index) = best?;
     entries[index] = new;
     Some(true)
 }
