@@ -12,7 +12,7 @@ ARGS    ?=
 export PG_CONFIG
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test psql bench fuzz install package check clean
+.PHONY: help demo test psql bench instructions fuzz install package check clean
 
 help:
 	@echo 'agd: no audit record, no write.'
@@ -27,6 +27,7 @@ help:
 	@echo '       ONLY=core|pgtest|live|regress one kind of test'
 	@echo '       FILTER=name                   tests whose name contains this'
 	@echo '  make bench                         what it costs (ARGS=… goes to the benchmark)'
+	@echo '  make instructions                  one backend, instructions a TPC-B transaction (valgrind; ARGS="--version 18")'
 	@echo '  make fuzz                          every parser, ten minutes each (ARGS="--seconds 60 note" for less)'
 	@echo '  make check                         formatting, lints and the layout rules'
 	@echo '  make clean                         remove what was built (.tools stays: it is slow to make)'
@@ -41,6 +42,9 @@ psql:
 
 bench:
 	@$(PYTHON) dev/build.py run bench $(ARGS)
+
+instructions:
+	@$(PYTHON) dev/instructions.py $(ARGS)
 
 fuzz:
 	@$(PYTHON) dev/fuzz.py $(ARGS)
