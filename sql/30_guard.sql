@@ -103,7 +103,19 @@ BEGIN ATOMIC
                     SELECT FROM pg_catalog.pg_trigger tg
                      WHERE tg.tgrelid = t.oid AND tg.tgname = e.tgname AND tg.tgfoid = e.tgfoid
                        AND tg.tgtype = e.tgtype AND tg.tgenabled = 'A' AND tg.tgqual IS NULL AND tg.tgattr::text = ''
+                       AND tg.tgconstraint = 0 AND NOT tg.tgdeferrable AND tg.tgoldtable IS NULL AND tg.tgnewtable IS NULL
+                       AND tg.tgnargs = 1
                        AND pg_catalog.encode(tg.tgargs, 'escape') = g.guard_id::text || '\000')
+           -- No other trigger calls what the gate is made of.
+           UNION ALL
+           SELECT pg_catalog.format('the trigger "%s" calls a function of agd''s and is not agd''s own', tg.tgname)
+             FROM pg_catalog.pg_trigger tg
+            WHERE tg.tgrelid = t.oid
+              AND (tg.tgfoid IN ('agd.record_write()'::regprocedure, 'agd.confirm_write()'::regprocedure,
+                                 'agd.refuse_truncate()'::regprocedure)
+                   AND tg.tgname NOT IN ('~agd_record', '~agd_confirm', '~agd_truncate')
+                   OR tg.tgfoid IN ('agd.refuse_write()'::regprocedure, 'agd.refuse_replicated()'::regprocedure)
+                   AND c.relnamespace <> 'agd'::regnamespace)
            UNION ALL SELECT 'its triggers are switched off in pg_class' WHERE NOT c.relhastriggers
            -- PostgreSQL fires row triggers by name: nothing may come between the record and the write.
            UNION ALL
@@ -233,7 +245,11 @@ CREATE VIEW agd.guard_digest (digest) AS
       FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid
     UNION ALL
     SELECT pg_catalog.format('trigger %s %s %s', t.guard_id, tg.tgenabled, pg_catalog.pg_get_triggerdef(tg.oid))
-      FROM tree t JOIN pg_catalog.pg_trigger tg ON tg.tgrelid = t.oid AND tg.tgname LIKE '~agd\_%'
+      FROM tree t JOIN pg_catalog.pg_trigger tg
+             ON tg.tgrelid = t.oid
+            AND (tg.tgname LIKE '~agd\_%'
+                 OR tg.tgfoid IN ('agd.record_write()'::regprocedure, 'agd.confirm_write()'::regprocedure,
+                                  'agd.refuse_truncate()'::regprocedure))
     UNION ALL
     SELECT pg_catalog.format('policy %s %s %s %s %s %s %s %s', t.guard_id, t.oid::regclass, p.polname, p.polcmd, p.polpermissive,
              pg_catalog.regexp_replace(p.polqual::text, '(:[a-z]+) -?[0-9]+', '\1 #', 'g'),

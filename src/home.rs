@@ -377,9 +377,10 @@ pub fn change_timeline(earlier: i32) -> Result<String> {
     Ok(format!("timeline={timeline} previous={earlier}"))
 }
 
-/// Is there a record that is not at home here?
-pub fn is_elsewhere() -> Result<bool> {
-    read()?.is_elsewhere()
+/// Is the record at home here? If not, nothing was recorded yet, or a restore is under way, however far it has come: with
+/// several sessions it brings guards, triggers and the record in any order.
+pub fn is_here() -> Result<bool> {
+    Ok(read()?.is_here())
 }
 
 /// 55000 when there is a record that is not at home here, AG003 when it is closed.

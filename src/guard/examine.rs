@@ -128,8 +128,10 @@ pub fn check_storage(name: &str, persistence: &str, is_heap: bool) -> Result<()>
 }
 
 /// No trigger of the tree may fire between the gate and the write (0A000): it could change the row, or write it itself,
-/// which would then stand in the log before what it came after.
+/// which would then stand in the log before what it came after. And none may be there already that has the name of one of
+/// the gate's or calls its functions (55000): a guard is made of triggers that agd made, and of those alone.
 fn check_triggers(name: &str, tree: &[pg_sys::Oid]) -> Result<()> {
+    refuse_ours(name, tree)?;
     let late = Spi::connect(|client| {
         // BEFORE … FOR EACH ROW, in the order in which PostgreSQL fires them.
         let rows = client.select(
@@ -152,6 +154,31 @@ fn check_triggers(name: &str, tree: &[pg_sys::Oid]) -> Result<()> {
             "Triggers fire in the order of their names, and the gate is the last. Give it a name that sorts before \
              \"~agd_record\": ALTER TRIGGER {quoted} ON {relation} RENAME TO …"
         ),
+    })
+}
+
+fn refuse_ours(name: &str, tree: &[pg_sys::Oid]) -> Result<()> {
+    let ours = Spi::connect(|client| {
+        let rows = client.select(
+            "SELECT tg.tgrelid, tg.tgname::text, pg_catalog.quote_ident(tg.tgname)
+               FROM pg_catalog.pg_trigger tg JOIN pg_catalog.pg_proc f ON f.oid = tg.tgfoid
+              WHERE tg.tgrelid = ANY ($1)
+                AND (tg.tgname IN ('~agd_record', '~agd_confirm', '~agd_truncate')
+                     OR f.pronamespace = 'agd'::regnamespace)
+              ORDER BY pg_catalog.array_position($1, tg.tgrelid), tg.tgname",
+            Some(1),
+            &[tree.to_vec().into()],
+        )?;
+        if rows.is_empty() {
+            return Ok::<_, pgrx::spi::Error>((None, None, None));
+        }
+        rows.first().get_three::<pg_sys::Oid, String, String>()
+    })?;
+    let (Some(relation), Some(trigger), Some(quoted)) = ours else { return Ok(()) };
+    let relation = qualified_name(relation);
+    Err(Error::WrongState {
+        message: format!("{name} cannot be guarded: {relation} has a trigger \"{trigger}\" that passes for agd's"),
+        hint: format!("agd.guard() makes its triggers itself: DROP TRIGGER {quoted} ON {relation}, and call it again."),
     })
 }
 

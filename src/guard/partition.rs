@@ -8,7 +8,7 @@ use crate::error::{OrRaise, Result};
 use crate::guard::baseline::record_baseline;
 use crate::guard::define::{guard_member, uuid_of};
 use crate::guard::examine::{check_storage, check_tenant_column};
-use crate::guard::relation::qualified_name;
+use crate::guard::relation::{own_function, qualified_name};
 use crate::guard::{place, touched};
 use crate::home;
 use crate::query::{self, At};
@@ -52,15 +52,9 @@ pub fn after_partition_added() -> Result<()> {
 
 /// Calls a function of agd's without arguments that returns void, as agd's owner whoever the present user is.
 pub fn call_as_owner(function: &CStr) {
-    // SAFETY: catalog look-ups; the function manager switches user and search_path as the function's definition says.
-    unsafe {
-        let mut name = pgrx::PgList::<pg_sys::Node>::new();
-        for part in [c"agd", function] {
-            name.push(pg_sys::makeString(pg_sys::pstrdup(part.as_ptr())).cast());
-        }
-        let function = pg_sys::LookupFuncName(name.into_pg(), 0, std::ptr::null(), false);
-        pg_sys::OidFunctionCall0Coll(function, pg_sys::InvalidOid);
-    }
+    // SAFETY: the function manager switches user and search_path as the function's definition says, and raises for a
+    // function that is not there.
+    unsafe { pg_sys::OidFunctionCall0Coll(own_function(function), pg_sys::InvalidOid) };
 }
 
 /// `agd.complete_partitions()`: gives new partitions of guarded tables what is not cloned from the root (the TRUNCATE

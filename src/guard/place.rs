@@ -84,6 +84,8 @@ pub struct Place {
     pub name: Option<String>,
     /// A trigger that enforces a constraint.
     pub is_internal: bool,
+    /// A trigger that calls a function of agd's.
+    pub calls_own: bool,
 }
 
 /// The table an object is, or stands on. None: none, or no such object.
@@ -98,7 +100,7 @@ pub fn place_of(class_id: u32, object: pg_sys::Oid, at: At) -> Result<Option<Pla
                     Ok(())
                 })?;
             }
-            return Ok(Some(Place { relation, name: None, is_internal: false }));
+            return Ok(Some(Place { relation, name: None, is_internal: false, calls_own: false }));
         }
         class::TRIGGER => (index::TRIGGER_OID, c"tgrelid", Some(c"tgname")),
         class::POLICY => (index::POLICY_OID, c"polrelid", Some(c"polname")),
@@ -116,6 +118,7 @@ pub fn place_of(class_id: u32, object: pg_sys::Oid, at: At) -> Result<Option<Pla
     };
     let (relation, name) = (number(relation), name.map(number));
     let internal = (class_id == class::TRIGGER).then(|| number(c"tgisinternal"));
+    let function = (class_id == class::TRIGGER).then(|| number(c"tgfoid"));
     look_up(class_id, index, object, at, |columns| {
         found = columns.get(relation).map(|value| Place {
             relation: oid(value),
@@ -124,6 +127,9 @@ pub fn place_of(class_id: u32, object: pg_sys::Oid, at: At) -> Result<Option<Pla
                 .and_then(|name| columns.get(name))
                 .map(|value| unsafe { CStr::from_ptr(value.cast_mut_ptr::<c_char>()).to_string_lossy().into_owned() }),
             is_internal: internal.and_then(|column| columns.get(column)).is_some_and(|value| value.value() & 0xff != 0),
+            calls_own: function
+                .and_then(|column| columns.get(column))
+                .is_some_and(|function| is_own_by_itself(class::FUNCTION, oid(function))),
         });
         Ok(())
     })?;

@@ -8,12 +8,14 @@
 //! triggers of sql/35_protect.sql, which also know every object that a statement made, changed or dropped.
 #![allow(unsafe_code)] // parse nodes, calls a function by its oid
 
+use crate::denied::{self, Attempt};
 use crate::error::{Error, Result};
 use crate::fmgr::c_function;
 use crate::guard::baseline::record_baseline;
 use crate::guard::place::{self, Guard, class, is_own, parent_of, place_of};
 use crate::guard::relation::qualified_name;
 use crate::guard::touched::{self, Frame, with_running};
+use crate::guard::trigger::NOT_MADE_BY_AGD;
 use crate::guard::{ddl_event, detach, partition};
 use crate::home;
 use crate::query::{self, At};
@@ -409,7 +411,7 @@ fn settle(frame: &mut Frame) -> Result<bool> {
     if frame.own && unsafe { pg_sys::get_namespace_oid(c"agd".as_ptr(), true) } == pg_sys::InvalidOid {
         return Err(own_refused(&frame.tag_name(), "the schema agd"));
     }
-    Ok(frame.own || !frame.guards.is_empty())
+    Ok(frame.own || !frame.guards.is_empty() || !frame.calling.is_empty())
 }
 
 /// `agd.check_ddl()`: judges what [`conclude`] left for it, as agd's owner.
@@ -426,7 +428,7 @@ fn judge(frame: &Frame) -> Result<()> {
         detach::tidy(detached)?;
     }
     let rewritten = refuse(frame)?;
-    if home::is_elsewhere()? {
+    if !home::is_here()? {
         return Ok(());
     }
     // VACUUM, CLUSTER and their kind define nothing.
@@ -450,9 +452,10 @@ fn refuse(frame: &Frame) -> Result<Vec<(Guard, pg_sys::Oid)>> {
         refuse_own(frame)?;
     }
     let mut rewritten = Vec::new();
-    // A restore brings back triggers, policies and indexes, with several sessions at once. Nothing is written to guarded
-    // tables before agd.resume(), which judges the whole when it is complete.
-    if home::is_elsewhere()? {
+    // A restore brings back triggers, policies and indexes, with several sessions at once, and perhaps before the record
+    // itself. Nothing is written to guarded tables before agd.resume(), which judges the whole when it is complete.
+    if !home::is_here()? {
+        refuse_calling(frame, true)?;
         return Ok(rewritten);
     }
     for touched in frame.guards.values() {
@@ -497,7 +500,60 @@ fn refuse(frame: &Frame) -> Result<Vec<(Guard, pg_sys::Oid)>> {
         }
         rewritten.extend(changed.into_iter().map(|oid| (guard.clone(), oid)));
     }
+    // Last: what it does to a guard's own triggers has been told more precisely.
+    refuse_calling(frame, false)?;
     Ok(rewritten)
+}
+
+/// A trigger that calls a function of agd's is agd's own and stands where its guard is, or is refused, on whatever table it
+/// is: its calls would count for nothing (src/guard/trigger.rs), and nobody who means well makes one. While a record is
+/// restored it is enough that it looks like agd's: which guards there are `agd.resume()` asks.
+fn refuse_calling(frame: &Frame, restoring: bool) -> Result<()> {
+    if frame.calling.is_empty() {
+        return Ok(());
+    }
+    let triggers: Vec<String> = frame.calling.iter().map(u32::to_string).collect();
+    let rows = query::rows(
+        At::Now,
+        &format!(
+            "SELECT tg.tgrelid, tg.tgname,
+                    (tg.tgname, f.proname, tg.tgtype) IN (('~agd_record', 'record_write', 31),
+                                                          ('~agd_confirm', 'confirm_write', 29),
+                                                          ('~agd_truncate', 'refuse_truncate', 34))
+                    AND tg.tgqual IS NULL AND tg.tgattr::text = '' AND tg.tgconstraint = 0 AND NOT tg.tgdeferrable
+                    AND tg.tgoldtable IS NULL AND tg.tgnewtable IS NULL AND tg.tgnargs = 1,
+                    tg.tgenabled, pg_catalog.encode(tg.tgargs, 'escape')
+               FROM pg_catalog.pg_trigger tg JOIN pg_catalog.pg_proc f ON f.oid = tg.tgfoid
+              WHERE tg.oid = ANY ('{{{}}}'::pg_catalog.oid[])
+              ORDER BY tg.tgname",
+            triggers.join(",")
+        ),
+    )?;
+    let relations = query::oids(&rows, 0);
+    for (row, relation) in rows.iter().zip(relations) {
+        let [_, Some(name), Some(shape), Some(enabled), Some(argument)] = row.as_slice() else { continue };
+        let serves_its_guard = || -> Result<bool> {
+            let guard = place::guard_of(relation, At::Now)?;
+            let given: String = argument.chars().filter(|c| *c != '-').collect();
+            Ok(enabled == "A" && guard.is_some_and(|guard| given == format!("{}\\000", hex::encode(guard.id))))
+        };
+        if shape != "t" || !restoring && !serves_its_guard()? {
+            let table = qualified_name(relation);
+            denied::attempted(Attempt {
+                action: Some(frame.tag_name()),
+                relation: Some(table.clone()),
+                ..Attempt::default()
+            });
+            return Err(Error::TamperingRefused {
+                message: format!(
+                    "{} is refused: the trigger \"{name}\" of {table} would call a function of agd's and is not agd's own",
+                    frame.tag_name()
+                ),
+                hint: NOT_MADE_BY_AGD.into(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Problems that a guard has and did not have before the statement.
@@ -624,7 +680,7 @@ c_function!(agd_sql_drop, pg_finfo_agd_sql_drop, |call| sql_drop(call));
 /// `call` comes from the function manager.
 unsafe fn ddl_command_end(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
     // SAFETY: passed on to the caller.
-    let node = unsafe { parse_tree(call) }?;
+    let node = unsafe { parse_tree(call, c"ddl_command_end") }?;
     if let Some(frame) = touched::take_running() {
         // SAFETY: the node of the statement that ends.
         if unsafe { partition::adds_a_partition(node) } {
@@ -639,25 +695,30 @@ unsafe fn ddl_command_end(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datu
 /// `call` comes from the function manager.
 unsafe fn sql_drop(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
     // SAFETY: passed on to the caller.
-    unsafe { parse_tree(call) }?;
+    unsafe { parse_tree(call, c"sql_drop") }?;
     if with_running(|_| ()).is_some() {
         dropped()?;
     }
     Ok(pg_sys::Datum::from(0))
 }
 
-/// The parse node that an event trigger is called for.
-unsafe fn parse_tree(call: pg_sys::FunctionCallInfo) -> Result<*mut pg_sys::Node> {
-    // SAFETY: context is null or points to a node whose first field is its tag.
+/// The parse node that an event trigger is called for, on its own event.
+unsafe fn parse_tree(call: pg_sys::FunctionCallInfo, event: &CStr) -> Result<*mut pg_sys::Node> {
+    // SAFETY: context is null or points to a node whose first field is its tag; an event has a name.
     unsafe {
         let context = (*call).context;
-        if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_EventTriggerData {
+        let data = context.cast::<pg_sys::EventTriggerData>();
+        if context.is_null()
+            || (*context).type_ != pg_sys::NodeTag::T_EventTriggerData
+            || CStr::from_ptr((*data).event) != event
+            || (*data).parsetree.is_null()
+        {
             return Err(Error::WrongState {
                 message: "this function works only as an event trigger of agd's own".into(),
                 hint: "CREATE EXTENSION agd makes them.".into(),
             });
         }
-        Ok((*context.cast::<pg_sys::EventTriggerData>()).parsetree)
+        Ok((*data).parsetree)
     }
 }
 

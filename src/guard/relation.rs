@@ -12,7 +12,7 @@ use crate::guard::redact::Redaction;
 use pgrx::{pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::rc::Rc;
 
 /// One guarded table, or one partition of one.
@@ -33,6 +33,10 @@ pub struct Guarded {
     pub own: bool,
     /// How this relation's rows are written.
     pub format: Rc<RowFormat>,
+    /// The guard's id as its triggers have it.
+    pub guard_id_text: CString,
+    /// The functions that the triggers of a guard call.
+    pub functions: [pg_sys::Oid; 3],
 }
 
 thread_local! {
@@ -131,10 +135,12 @@ fn remembered(relation: pg_sys::Relation, oid: pg_sys::Oid, guard_id: &CStr) -> 
     Ok(loaded)
 }
 
-fn load(relation: pg_sys::Relation, guard_id: &CStr) -> Result<Guarded> {
+fn load(relation: pg_sys::Relation, guard_id_text: &CStr) -> Result<Guarded> {
     let guard_id =
-        parse_uuid(guard_id).ok_or_else(|| Error::Internal("agd: a guard's trigger has no guard id".into()))?;
+        parse_uuid(guard_id_text).ok_or_else(|| Error::Internal("agd: a guard's trigger has no guard id".into()))?;
+    let guard_id_text = guard_id_text.to_owned();
     let catalog = catalog()?;
+    let functions = [c"record_write", c"confirm_write", c"refuse_truncate"].map(own_function);
     // SAFETY: an open relation has an oid.
     let oid = unsafe { (*relation).rd_id };
     if catalog.has_own_guard(oid) {
@@ -150,6 +156,8 @@ fn load(relation: pg_sys::Relation, guard_id: &CStr) -> Result<Guarded> {
             record_truncate,
             own: true,
             format,
+            guard_id_text,
+            functions,
         });
     }
     let table = Relation::open(catalog.guarded_table, pg_sys::AccessShareLock);
@@ -181,7 +189,30 @@ fn load(relation: pg_sys::Relation, guard_id: &CStr) -> Result<Guarded> {
     };
     let format = row_format(relation)?;
     let name = qualified_name(root);
-    Ok(Guarded { guard_id, root, name, tenant_column, require_cause, record_truncate, own: false, format })
+    Ok(Guarded {
+        guard_id,
+        root,
+        name,
+        tenant_column,
+        require_cause,
+        record_truncate,
+        own: false,
+        format,
+        guard_id_text,
+        functions,
+    })
+}
+
+/// A function of agd's without arguments. InvalidOid: there is none.
+pub fn own_function(name: &CStr) -> pg_sys::Oid {
+    // SAFETY: a catalog look-up of a name in two parts.
+    unsafe {
+        let mut parts = pgrx::PgList::<pg_sys::Node>::new();
+        for part in [c"agd", name] {
+            parts.push(pg_sys::makeString(pg_sys::pstrdup(part.as_ptr())).cast());
+        }
+        pg_sys::LookupFuncName(parts.into_pg(), 0, std::ptr::null(), true)
+    }
 }
 
 /// The top of a partition's tree; a table that is no partition is its own.

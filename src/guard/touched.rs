@@ -57,6 +57,8 @@ pub struct Frame {
     pub guards: BTreeMap<u32, Touched>,
     /// An object of agd's own is touched.
     pub own: bool,
+    /// Triggers made or changed that call a function of agd's, whatever table they stand on but agd's own.
+    pub calling: BTreeSet<u32>,
     /// What the statement did, by root: command and object.
     pub named: Vec<(u32, String)>,
     /// What it dropped, by root.
@@ -88,6 +90,7 @@ impl Frame {
             relations: BTreeSet::new(),
             guards: BTreeMap::new(),
             own: false,
+            calling: BTreeSet::new(),
             named: Vec::new(),
             dropped: Vec::new(),
         }
@@ -100,7 +103,11 @@ impl Frame {
 
     /// Has it touched anything that may be guarded?
     fn is_idle(&self) -> bool {
-        self.noted.is_empty() && self.relations.is_empty() && self.guards.is_empty() && !self.own
+        self.noted.is_empty()
+            && self.relations.is_empty()
+            && self.guards.is_empty()
+            && self.calling.is_empty()
+            && !self.own
     }
 
     /// Everything noted so far, out of the running statement.
@@ -118,6 +125,7 @@ impl Frame {
         taken.relations = std::mem::take(&mut self.relations);
         taken.guards = std::mem::take(&mut self.guards);
         taken.own = std::mem::take(&mut self.own);
+        taken.calling = std::mem::take(&mut self.calling);
         taken.named = std::mem::take(&mut self.named);
         taken.dropped = std::mem::take(&mut self.dropped);
         taken
@@ -130,6 +138,7 @@ impl Frame {
             self.touch(root, touched);
         }
         self.own |= part.own;
+        self.calling.extend(part.calling);
         self.may_change_values |= part.may_change_values;
         self.has_using |= part.has_using;
         self.renamed.extend(part.renamed);
@@ -172,6 +181,9 @@ impl Frame {
                 self.own = true;
             }
             if let Some(place) = place_of(class, object, At::Now)? {
+                if place.calls_own && !is_own(place.relation) {
+                    self.calling.insert(object.to_u32());
+                }
                 self.note_relation(place.relation, !place.is_internal, At::Now)?;
             }
         }

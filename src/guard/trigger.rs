@@ -1,8 +1,10 @@
 //! The gate itself: the three trigger functions of a guarded table.
 //!
 //! BEFORE … FOR EACH ROW records: no record, no write. AFTER … FOR EACH ROW confirms that the row written is the row
-//! recorded. BEFORE TRUNCATE refuses, or records. Promises that a row passes only on an inserted event. Never changes the
-//! row.
+//! recorded. BEFORE TRUNCATE refuses, or records. Promises that a row passes only on an inserted event, and that a call
+//! counts only from exactly the triggers that agd makes: whoever has TRIGGER on some table may attach these functions to it
+//! as he likes, and would record what was not written, record it twice, or have a statement taken for a row. Never changes
+//! the row.
 #![allow(unsafe_code)] // trigger calls arrive as raw fmgr calls
 
 use crate::catalog::{Columns, catalog};
@@ -10,6 +12,7 @@ use crate::denied::Attempt;
 use crate::error::{Error, Result};
 use crate::event::{self, Image, Record};
 use crate::fmgr::c_function;
+use crate::guard::place;
 use crate::guard::relation::{Guarded, guarded, qualified_name};
 use crate::log::storage;
 use crate::{ceiling, denied, fleet, home, replication, tenant, transaction};
@@ -19,20 +22,71 @@ use std::cell::RefCell;
 use std::ffi::CStr;
 use std::rc::Rc;
 
-c_function!(agd_record_write, pg_finfo_agd_record_write, |call| fire(call, record_write));
-c_function!(agd_confirm_write, pg_finfo_agd_confirm_write, |call| fire(call, confirm_write));
-c_function!(agd_truncate, pg_finfo_agd_truncate, |call| fire(call, truncate));
-c_function!(agd_refuse_write, pg_finfo_agd_refuse_write, |call| fire(call, refuse_write));
-c_function!(agd_refuse_replicated, pg_finfo_agd_refuse_replicated, |call| fire(call, refuse_replicated));
+c_function!(agd_record_write, pg_finfo_agd_record_write, |call| fire(call, &[RECORD], record_write));
+c_function!(agd_confirm_write, pg_finfo_agd_confirm_write, |call| fire(call, &[CONFIRM], confirm_write));
+c_function!(agd_truncate, pg_finfo_agd_truncate, |call| fire(call, &[TRUNCATE], truncate));
+c_function!(agd_refuse_write, pg_finfo_agd_refuse_write, |call| fire(call, &[REFUSE], refuse_write));
+c_function!(agd_refuse_replicated, pg_finfo_agd_refuse_replicated, |call| {
+    fire(call, &[REFUSE_REPLICATED, REFUSE_REPLICATED_ROW], refuse_replicated)
+});
+
+/// What to do instead.
+pub const NOT_MADE_BY_AGD: &str = "SELECT agd.guard('schema.table') makes a guard's triggers. A trigger of your own needs a \
+                                   function of your own: DROP TRIGGER this one.";
+
+/// A trigger as agd makes it. (The same in SQL: agd.guard_problems, sql/30_guard.sql.)
+struct Made {
+    name: &'static CStr,
+    /// pg_trigger.tgtype: row or statement, when, and for which writes.
+    kind: i16,
+    /// What of TriggerData.tg_event says how it was called: for each row, and when.
+    called: u32,
+    /// The argument is a guard's id. Else there may be any number of them, and they are words of agd's own.
+    of_a_guard: bool,
+}
+
+const ROW: i16 = pg_sys::TRIGGER_TYPE_ROW as i16;
+const BEFORE: i16 = pg_sys::TRIGGER_TYPE_BEFORE as i16;
+const ANY_WRITE: i16 = (pg_sys::TRIGGER_TYPE_INSERT | pg_sys::TRIGGER_TYPE_UPDATE | pg_sys::TRIGGER_TYPE_DELETE) as i16;
+const ANY_TRUNCATE: i16 = pg_sys::TRIGGER_TYPE_TRUNCATE as i16;
+const CALLED_BEFORE_STATEMENT: u32 = pg_sys::TRIGGER_EVENT_BEFORE;
+const CALLED_BEFORE_ROW: u32 = pg_sys::TRIGGER_EVENT_BEFORE | pg_sys::TRIGGER_EVENT_ROW;
+const CALLED_AFTER_ROW: u32 = pg_sys::TRIGGER_EVENT_AFTER | pg_sys::TRIGGER_EVENT_ROW;
+const HOW_CALLED: u32 = pg_sys::TRIGGER_EVENT_TIMINGMASK | pg_sys::TRIGGER_EVENT_ROW;
+
+const RECORD: Made =
+    Made { name: c"~agd_record", kind: ROW | BEFORE | ANY_WRITE, called: CALLED_BEFORE_ROW, of_a_guard: true };
+const CONFIRM: Made = Made { name: c"~agd_confirm", kind: ROW | ANY_WRITE, called: CALLED_AFTER_ROW, of_a_guard: true };
+const TRUNCATE: Made =
+    Made { name: c"~agd_truncate", kind: BEFORE | ANY_TRUNCATE, called: CALLED_BEFORE_STATEMENT, of_a_guard: true };
+const REFUSE: Made = Made {
+    name: c"refuse_write",
+    kind: BEFORE | ANY_WRITE | ANY_TRUNCATE,
+    called: CALLED_BEFORE_STATEMENT,
+    of_a_guard: false,
+};
+const REFUSE_REPLICATED: Made = Made { name: c"refuse_replicated", ..REFUSE };
+const REFUSE_REPLICATED_ROW: Made = Made {
+    name: c"refuse_replicated_row",
+    kind: ROW | BEFORE | ANY_WRITE,
+    called: CALLED_BEFORE_ROW,
+    of_a_guard: false,
+};
 
 /// # Safety
 /// `call` comes from the function manager.
 unsafe fn fire(
     call: pg_sys::FunctionCallInfo,
+    made: &[Made],
     body: impl FnOnce(&Call) -> Result<pg_sys::HeapTuple>,
 ) -> Result<pg_sys::Datum> {
     // SAFETY: passed on to the caller.
     let call = unsafe { Call::from(call) }?;
+    // Before anything else is looked at: what is not said by the trigger's kind, a tuple's address say, may be anything.
+    if !made.iter().any(|made| call.is_of(made)) {
+        denied::attempted(call.attempt_of(None));
+        return Err(call.not_made_by_agd());
+    }
     body(&call).map(pg_sys::Datum::from).inspect_err(|_| {
         denied::attempted(call.attempt());
     })
@@ -41,22 +95,70 @@ unsafe fn fire(
 /// One firing of a trigger.
 struct Call {
     data: *mut pg_sys::TriggerData,
+    /// The function that is called.
+    function: pg_sys::Oid,
 }
 
 impl Call {
     /// # Safety
     /// `call` comes from the function manager.
     unsafe fn from(call: pg_sys::FunctionCallInfo) -> Result<Call> {
-        // SAFETY: context is null or points to a node whose first field is its tag.
+        // SAFETY: context is null or points to a node whose first field is its tag; the function manager says which function
+        // it calls.
         unsafe {
             let context = (*call).context;
-            if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_TriggerData {
+            if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_TriggerData || (*call).flinfo.is_null() {
                 return Err(Error::WrongState {
                     message: "this function works only as a trigger that agd.guard() made".into(),
                     hint: "Call agd.guard('schema.table').".into(),
                 });
             }
-            Ok(Call { data: context.cast() })
+            Ok(Call { data: context.cast(), function: (*(*call).flinfo).fn_oid })
+        }
+    }
+
+    /// Is it a call of this trigger, on the rows that it is for? All that can be asked without a look-up.
+    fn is_of(&self, made: &Made) -> bool {
+        // SAFETY: TriggerData is valid for the call, and so is the Trigger of who fires; its name is a C string.
+        unsafe {
+            let data = &*self.data;
+            let Some(trigger) = data.tg_trigger.as_ref() else { return false };
+            let operation = data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK;
+            let for_each_row = made.called & pg_sys::TRIGGER_EVENT_ROW != 0;
+            trigger.tgtype == made.kind
+                && trigger.tgenabled as u8 == b'A'
+                && trigger.tgfoid == self.function
+                && (trigger.tgnargs == 1 || !made.of_a_guard)
+                && trigger.tgnattr == 0
+                && trigger.tgqual.is_null()
+                && trigger.tgconstraint == pg_sys::InvalidOid
+                && !trigger.tgdeferrable
+                && trigger.tgoldtable.is_null()
+                && trigger.tgnewtable.is_null()
+                && data.tg_event & HOW_CALLED == made.called
+                && !data.tg_relation.is_null()
+                && (!for_each_row
+                    || !data.tg_trigtuple.is_null()
+                        && operation != pg_sys::TRIGGER_EVENT_TRUNCATE
+                        && (operation != pg_sys::TRIGGER_EVENT_UPDATE || !data.tg_newtuple.is_null()))
+                && CStr::from_ptr(trigger.tgname) == made.name
+        }
+    }
+
+    /// AG002: somebody else's trigger calls a function of agd's.
+    fn not_made_by_agd(&self) -> Error {
+        // SAFETY: TriggerData is valid for the call; its trigger's name is a C string.
+        let (trigger, relation) = unsafe {
+            let trigger = (*self.data).tg_trigger.as_ref();
+            (
+                trigger
+                    .map_or_else(String::new, |trigger| CStr::from_ptr(trigger.tgname).to_string_lossy().into_owned()),
+                (*self.data).tg_relation.as_ref().map_or_else(|| "a table".into(), |table| qualified_name(table.rd_id)),
+            )
+        };
+        Error::TamperingRefused {
+            message: format!("the trigger \"{trigger}\" of {relation} calls a function of agd's and is not agd's own"),
+            hint: NOT_MADE_BY_AGD.into(),
         }
     }
 
@@ -88,14 +190,17 @@ impl Call {
 
     /// What this firing is about, for the log of refused attempts.
     fn attempt(&self) -> Attempt {
+        // A trigger made by hand may name any guard: only one that serves this table counts.
+        self.attempt_of(self.guard().ok())
+    }
+
+    fn attempt_of(&self, guard: Option<Rc<Guarded>>) -> Attempt {
         let action = match self.operation() {
             Some(Operation::Insert) => "INSERT",
             Some(Operation::Update) => "UPDATE",
             Some(Operation::Delete) => "DELETE",
             None => "TRUNCATE",
         };
-        // A trigger made by hand may name any guard: only one that serves this table counts.
-        let guard = self.guard().ok();
         Attempt {
             action: Some(action.into()),
             relation: Some(guard.as_ref().map_or_else(|| qualified_name(self.oid()), |guard| guard.name.clone())),
@@ -137,15 +242,30 @@ impl Call {
         }
     }
 
+    /// The guard that this trigger serves. AG002 where it is another one's, or another function's under an alias.
     fn guard(&self) -> Result<Rc<Guarded>> {
         // SAFETY: tgargs holds tgnargs C strings.
-        unsafe {
+        let guard_id = unsafe {
             let trigger = (*self.data).tg_trigger;
             if (*trigger).tgnargs < 1 {
                 return Err(Error::Internal("agd: a guard's trigger has no argument".into()));
             }
-            guarded(self.relation(), CStr::from_ptr(*(*trigger).tgargs))
+            CStr::from_ptr(*(*trigger).tgargs)
+        };
+        let guard = guarded(self.relation(), guard_id)?;
+        if !guard.functions.contains(&self.function) || guard.guard_id_text.as_c_str() != guard_id {
+            return Err(self.not_made_by_agd());
         }
+        Ok(guard)
+    }
+
+    /// AG002 unless the trigger stands on one of agd's own tables and calls agd's own function.
+    fn on_own_table(&self) -> Result<()> {
+        // SAFETY: a catalog look-up; a function that is gone has no schema.
+        let schema = unsafe { pg_sys::get_func_namespace(self.function) };
+        // SAFETY: an open relation has its row of pg_class.
+        let table_schema = unsafe { (*(*self.relation()).rd_rel).relnamespace };
+        if schema == table_schema && place::is_own(self.oid()) { Ok(()) } else { Err(self.not_made_by_agd()) }
     }
 }
 
@@ -354,6 +474,7 @@ fn truncate(call: &Call) -> Result<pg_sys::HeapTuple> {
 /// On the tables of record and log: nobody writes them through SQL but agd's own statements (where the trigger says
 /// 'worker') and a restore (where it says 'load').
 fn refuse_write(call: &Call) -> Result<pg_sys::HeapTuple> {
+    call.on_own_table()?;
     if call.has_argument(c"worker") && storage::may_write() {
         return Ok(std::ptr::null_mut());
     }
@@ -369,6 +490,7 @@ fn refuse_write(call: &Call) -> Result<pg_sys::HeapTuple> {
 
 /// On every table of ours, for rows and for statements: logical replication brings nothing into them.
 fn refuse_replicated(call: &Call) -> Result<pg_sys::HeapTuple> {
+    call.on_own_table()?;
     if !replication::is_applying() {
         return Ok(call.row_to_go_on_with());
     }

@@ -11,6 +11,7 @@ mod openssl;
 mod s3_server;
 
 mod actors;
+mod attack_triggers;
 mod bulk;
 mod ceiling;
 mod clock;
