@@ -165,11 +165,11 @@ def test_programs(arguments, env):
 LIVE = ROOT / "pgrx-tests"
 
 
-def plain(tally, env):
-    """Compile all that does not depend on PostgreSQL's version: (path of the command line, test programs)."""
+def plain(tally, env, kinds):
+    """Compile what of these kinds does not depend on PostgreSQL's version: (path of the command line, test programs)."""
     start = time.monotonic()
     command_line = build.programs(env, quiet=True) / "agd"
-    programs = test_programs(build.PLAIN_PACKAGES, env)
+    programs = test_programs([*build.PLAIN_PACKAGES, *([] if "core" in kinds else ["--test", "live"])], env)
     tally.built("command line, test programs", start)
     return command_line, programs
 
@@ -420,7 +420,7 @@ def program():
     command_line, programs, before = None, [], []
     if "core" in kinds or "live" in kinds:
         try:
-            command_line, programs = plain(tally, env)
+            command_line, programs = plain(tally, env, kinds)
         except Failed as error:
             tally.crash("command line, test programs", start, error)
             kinds = [kind for kind in kinds if kind not in ("core", "live")]
