@@ -34,25 +34,25 @@ COMMENT ON TABLE agd.tenant_key IS
   'Ed25519 keys that sign tenants'' tokens; a key id belongs to one tenant for good, revoked or not';
 
 CREATE FUNCTION agd.create_tenant(tenant text, display_name text DEFAULT NULL) RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_create_tenant';
 COMMENT ON FUNCTION agd.create_tenant(text, text) IS
   'creates a tenant: 1 to 63 characters of a-z, 0-9, _ and -, a letter or digit at both ends';
 
 CREATE FUNCTION agd.map_role(role name, tenant text, mode text DEFAULT 'role') RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_map_role';
 COMMENT ON FUNCTION agd.map_role(name, text, text) IS
   'role: the login role is the tenant''s, bound with no call. token, asserted: each transaction binds by itself, with agd.bind() or agd.enter(); to this tenant alone, or NULL: to any';
 
 CREATE FUNCTION agd.add_tenant_key(tenant text, kid text, public_key bytea) RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_add_tenant_key';
 COMMENT ON FUNCTION agd.add_tenant_key(text, text, bytea) IS
   'the 32 bytes of an Ed25519 public key that signs this tenant''s tokens, under an id that is never given again';
 
 CREATE FUNCTION agd.revoke_tenant_key(kid text, reason text) RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_revoke_tenant_key';
 COMMENT ON FUNCTION agd.revoke_tenant_key(text, text) IS
   'from its commit on, no token of this key binds, and transactions bound by one go no further';

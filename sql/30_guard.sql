@@ -56,18 +56,18 @@ CREATE FUNCTION agd.guard(
     on_truncate text DEFAULT 'refuse',
     baseline boolean DEFAULT true)
   RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_guard';
 COMMENT ON FUNCTION agd.guard(regclass, name, name[], boolean, text, boolean) IS
   'puts a table behind the gate: from now on no write without its record';
 
 CREATE FUNCTION agd.unguard(relation regclass, reason text) RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_unguard';
 COMMENT ON FUNCTION agd.unguard(regclass, text) IS 'takes a table out from behind the gate; the reason is recorded';
 
 CREATE FUNCTION agd.complete_partitions() RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'complete_partitions_wrapper';
 COMMENT ON FUNCTION agd.complete_partitions() IS
   'guards new partitions of guarded tables; called by agd when a partition is made or attached';
@@ -272,7 +272,7 @@ CREATE VIEW agd.guard_digest (digest) AS
 COMMENT ON VIEW agd.guard_digest IS 'what agd.guard_state() answers, for sessions with its search_path';
 
 CREATE FUNCTION agd.guard_state() RETURNS bytea
-  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
   SELECT d.digest FROM agd.guard_digest d;
 END;

@@ -74,17 +74,17 @@ COMMENT ON FUNCTION agd.own_objects() IS 'the definition of everything that is a
 
 -- Called by the library after a statement that touched something guarded: runs as agd's owner whoever made the statement.
 CREATE FUNCTION agd.check_ddl() RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'check_ddl_wrapper';
 COMMENT ON FUNCTION agd.check_ddl() IS 'compares guards with what they were before the statement that ends; called by agd';
 
 CREATE FUNCTION agd.ddl_command_end() RETURNS event_trigger
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_ddl_command_end';
 COMMENT ON FUNCTION agd.ddl_command_end() IS 'refuses DDL that would open a guard (AG002), records DDL on guarded tables';
 
 CREATE FUNCTION agd.sql_drop() RETURNS event_trigger
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_sql_drop';
 COMMENT ON FUNCTION agd.sql_drop() IS 'refuses to drop guarded tables and what guards them (AG002)';
 

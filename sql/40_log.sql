@@ -108,27 +108,27 @@ CREATE TABLE agd.sequencer (
 COMMENT ON TABLE agd.sequencer IS 'the snapshot up to which events are integrated';
 
 CREATE FUNCTION agd.anchor() RETURNS TABLE (origin text, tree_size bigint, root_hash bytea)
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_anchor';
 COMMENT ON FUNCTION agd.anchor() IS
   'integrates every committed event now and anchors all logs, tails included; returns the anchors this wrote';
 
 CREATE FUNCTION agd.entries(origin text, first_index bigint, last_index bigint)
   RETURNS TABLE (leaf_index bigint, entry bytea)
-  LANGUAGE c STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c STABLE
   AS 'MODULE_PATHNAME', 'agd_entries';
 COMMENT ON FUNCTION agd.entries(text, bigint, bigint) IS
   'the canonical bytes of a log''s leaves, first_index included, last_index not; docs/formats.md describes them';
 
 CREATE FUNCTION agd.record_publication(origin text, tree_size bigint, root_hash bytea, published_to text,
                                        note text DEFAULT NULL) RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'record_publication_wrapper';
 COMMENT ON FUNCTION agd.record_publication(text, bigint, bytea, text, text) IS
   'agd publish reports where a checkpoint now lies, and the signed note as it was published';
 
 CREATE FUNCTION agd.record_timestamp(origin text, tree_size bigint, root_hash bytea, at timestamptz) RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_record_timestamp';
 COMMENT ON FUNCTION agd.record_timestamp(text, bigint, bytea, timestamptz) IS
   'agd publish reports that a TSA has stamped a checkpoint, and when';
@@ -169,7 +169,7 @@ COMMENT ON FUNCTION agd.export_events(text, bigint, bigint) IS
 
 CREATE FUNCTION agd.verify(origin text DEFAULT NULL, full_scan boolean DEFAULT false)
   RETURNS TABLE (origin text, check_name text, ok boolean, entries bigint, detail text)
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_verify';
 COMMENT ON FUNCTION agd.verify(text, boolean) IS
   'recomputes leaves, tiles, roots and anchors, log by log, and names the first bad event; goes on from where it ended the last time, unless full_scan';

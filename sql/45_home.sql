@@ -20,19 +20,19 @@ COMMENT ON FUNCTION agd.prepare_home() IS 'keeps the platform log''s name, where
 SELECT agd.prepare_home();
 
 CREATE FUNCTION agd.resume() RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_resume';
 COMMENT ON FUNCTION agd.resume() IS
   'after a restore or an upgrade: verifies the record and goes on with it here; until then guarded tables take no write';
 
 CREATE FUNCTION agd.report_divergence(origin text, tree_size bigint, root_hash bytea, note text DEFAULT NULL) RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_report_divergence';
 COMMENT ON FUNCTION agd.report_divergence(text, bigint, bytea, text) IS
   'agd publish reports a published checkpoint that the log does not have; where that is so, the record is closed until agd.new_incarnation()';
 
 CREATE FUNCTION agd.new_incarnation(reason text) RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_new_incarnation';
 COMMENT ON FUNCTION agd.new_incarnation(text) IS
   'after published history was lost: closes the logs, begins new ones that commit to what was lost, and opens the record again';

@@ -1,6 +1,7 @@
 -- What people read.
 
--- Who asks is the role that authenticated, or that SET ROLE chose; a SECURITY DEFINER function around does not count.
+-- Who asks is the role that authenticated, or that SET ROLE chose, and within a SECURITY DEFINER function also whose function it
+-- is: both must be allowed. In a security-restricted operation it is nobody (src/identity.rs).
 CREATE FUNCTION agd.may_read(tenant text) RETURNS boolean
   LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'agd_may_read';
 COMMENT ON FUNCTION agd.may_read(text) IS
@@ -43,7 +44,7 @@ CREATE FUNCTION agd.history(relation regclass, row_key jsonb) RETURNS SETOF agd.
 BEGIN ATOMIC
   SELECT ev.*
     FROM agd.events ev
-   WHERE ev.guard_id = agd.guard_id(history.relation)
+   WHERE ev.guard_id = (SELECT agd.guard_id(history.relation))   -- once, and not for each event
      AND (ev.row_key @> history.row_key OR ev.new @> history.row_key)
    ORDER BY ev.committed_at NULLS LAST, pg_catalog.split_part(ev.event_id, '-', 2)::int;
 END;

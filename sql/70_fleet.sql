@@ -6,69 +6,69 @@ COMMENT ON FUNCTION agd.cause_normalised(text) IS
   'a cause as it is hashed: Unicode Normalization Form C, at most 64 KiB; 22023 for what cannot be seen or is not assigned';
 
 CREATE FUNCTION agd.register_signer(signer text, duty text, public_key bytea) RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_register_signer';
 COMMENT ON FUNCTION agd.register_signer(text, text, bytea) IS
   'registers an Ed25519 public key (32 bytes) for a duty: coordinator or countersigner; a key has one name and one duty';
 
 CREATE FUNCTION agd.revoke_signer(signer text, reason text) RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_revoke_signer';
 COMMENT ON FUNCTION agd.revoke_signer(text, text) IS
   'refuses a signer''s signatures from now on; what it has signed stays signed';
 
 CREATE FUNCTION agd.create_template(template text, roles jsonb) RETURNS int
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_create_template';
 COMMENT ON FUNCTION agd.create_template(text, jsonb) IS
   'a template, or a new version of it: {"role": {"goals": …, "memory_scope": {…}}, …}; returns the version, which new fleets take';
 
 CREATE FUNCTION agd.mint_tenant_fleet(tenant text, cause text, template text DEFAULT 'standard',
                                       countersign_window interval DEFAULT '24 hours') RETURNS text
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_mint_tenant_fleet';
 COMMENT ON FUNCTION agd.mint_tenant_fleet(text, text, text, interval) IS
   'mints a tenant''s fleet from a template, and returns its id; the same again while that fleet is pending or active returns the same id';
 
 CREATE FUNCTION agd.set_agent_context(fleet_id text, role text, goals jsonb DEFAULT NULL, memory_scope jsonb DEFAULT NULL)
   RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_set_agent_context';
 COMMENT ON FUNCTION agd.set_agent_context(text, text, jsonb, jsonb) IS
   'what an agent of this one fleet is told, instead of its template''s; NULL leaves it as it is; only until the fleet is signed, since it is signed';
 
 CREATE FUNCTION agd.fleet_statement(fleet_id text) RETURNS bytea
-  LANGUAGE c STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c STABLE
   AS 'MODULE_PATHNAME', 'agd_fleet_statement';
 COMMENT ON FUNCTION agd.fleet_statement(text) IS 'the exact bytes that a fleet''s coordinator signs';
 
 CREATE FUNCTION agd.batch_statement(fleet_ids text[]) RETURNS bytea
-  LANGUAGE c STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c STABLE
   AS 'MODULE_PATHNAME', 'agd_batch_statement';
 COMMENT ON FUNCTION agd.batch_statement(text[]) IS
   'the exact bytes that a countersigner signs for these fleets, in whatever order they are named';
 
 CREATE FUNCTION agd.sign_fleet(fleet_id text, signer text, signature bytea) RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_sign_fleet';
 COMMENT ON FUNCTION agd.sign_fleet(text, text, bytea) IS
   'a coordinator''s Ed25519 signature over agd.fleet_statement(fleet_id); AG004 when it is not';
 
 CREATE FUNCTION agd.countersign_fleets(fleet_ids text[], signer text, signature bytea)
   RETURNS TABLE (fleet_id text, state text)
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_countersign_fleets';
 COMMENT ON FUNCTION agd.countersign_fleets(text[], text, bytea) IS
   'a countersigner''s Ed25519 signature over agd.batch_statement(fleet_ids): all of these fleets become active, or none';
 
 CREATE FUNCTION agd.seal_tenant_fleet(fleet_id text, reason text) RETURNS void
-  LANGUAGE c VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_seal_tenant_fleet';
 COMMENT ON FUNCTION agd.seal_tenant_fleet(text, text) IS
   'ends a fleet: an active one is sealed, a pending one cancelled with its countersign request; its agents are archived; all or nothing';
 
 CREATE FUNCTION agd.verify_fleet(fleet_id text) RETURNS TABLE (check_name text, ok boolean, detail text)
-  LANGUAGE c STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  LANGUAGE c STABLE
   AS 'MODULE_PATHNAME', 'agd_verify_fleet';
 COMMENT ON FUNCTION agd.verify_fleet(text) IS
   'recomputes a fleet''s vector and id from its cause, checks both signatures against the registered keys, and its rows against each other';

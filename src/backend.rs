@@ -27,7 +27,8 @@ pub fn session_user() -> pg_sys::Oid {
     unsafe { raw::GetSessionUserId() }
 }
 
-/// Who acts: the session user, or what SET ROLE chose. SECURITY DEFINER functions and referential actions change neither.
+/// Who acts: the session user, or what SET ROLE chose. SECURITY DEFINER functions and referential actions change neither; so
+/// this alone decides nothing (src/identity.rs).
 pub fn outer_user() -> pg_sys::Oid {
     // SAFETY: reads a process global.
     unsafe { raw::GetOuterUserId() }
@@ -83,6 +84,20 @@ pub fn view() -> Option<View> {
             in_progress: (snapshot.xcnt, snapshot.subxcnt),
             command: snapshot.curcid,
         })
+    }
+}
+
+/// Who owns a table, view or index; None: there is no such relation.
+pub fn owner_of(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    // SAFETY: a catalog look-up; the tuple is read before it is let go of.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, relation.into());
+        if tuple.is_null() {
+            return None;
+        }
+        let owner = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).relowner;
+        pg_sys::ReleaseSysCache(tuple);
+        Some(owner)
     }
 }
 

@@ -31,7 +31,16 @@ macro_rules! c_function {
     };
 }
 
-pub(crate) use c_function;
+/// The same for a function that runs with the rights of agd's owner, whoever calls it: what SECURITY DEFINER and SET clauses
+/// would do, but that it knows its caller ([`crate::identity`]). In SQL it is SECURITY INVOKER, and without settings.
+macro_rules! definer_function {
+    ($name:ident, $info:ident, $body:expr) => {
+        // SAFETY: the function manager's call is passed on as it is.
+        $crate::fmgr::c_function!($name, $info, |call| $crate::identity::as_owner(call, || $body(call)));
+    };
+}
+
+pub(crate) use {c_function, definer_function};
 
 /// An argument of a call; None: SQL NULL.
 ///

@@ -23,14 +23,14 @@
 use crate::catalog::{Columns, Relation, catalog, has_rows, scan, text};
 use crate::error::{self, Error, OrRaise, Result};
 use crate::event::{self, Record};
-use crate::fmgr::c_function;
+use crate::fmgr::definer_function;
 use crate::guard::baseline::record_baseline;
 use crate::guard::define::uuid_of;
 use crate::guard::relation::qualified_name;
 use crate::log::{storage, verify};
 use crate::query::{self, At};
 use crate::shmem::{self, Database};
-use crate::{backend, fleet, settings};
+use crate::{backend, fleet, identity, settings};
 use agd_core::{Checkpoint, name};
 use pgrx::prelude::*;
 use std::cell::Cell;
@@ -449,8 +449,7 @@ pub fn may_load() -> Result<bool> {
     if shmem::this_database()?.xact_id_base().is_some() {
         return Ok(false);
     }
-    // SAFETY: a catalog look-up.
-    if !unsafe { pg_sys::superuser_arg(backend::outer_user()) } {
+    if !identity::both(identity::is_superuser) {
         return Ok(false);
     }
     lock(pg_sys::RowExclusiveLock)?;
@@ -479,7 +478,7 @@ fn prepare() -> Result<()> {
     })
 }
 
-c_function!(agd_resume, pg_finfo_agd_resume, |_call| resume().map(|()| pg_sys::Datum::from(0)));
+definer_function!(agd_resume, pg_finfo_agd_resume, |_call| resume().map(|()| pg_sys::Datum::from(0)));
 
 /// `agd.resume()`: goes on with a record that comes from elsewhere, once it is found whole.
 fn resume() -> Result<()> {

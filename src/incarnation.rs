@@ -12,7 +12,7 @@
 
 use crate::error::{self, Error, Result};
 use crate::event::{self, MAX_CAUSE_BYTES, Record};
-use crate::fmgr::{argument, c_function};
+use crate::fmgr::{argument, definer_function};
 use crate::log::prove::{root_at, signed_checkpoint};
 use crate::log::storage::{self, corrupted};
 use crate::log::stored::{Anchor, Stored};
@@ -20,7 +20,7 @@ use crate::{backend, denied, home};
 use agd_core::{Checkpoint, Hash, Incarnation, entry, name};
 use pgrx::pg_sys;
 
-c_function!(agd_report_divergence, pg_finfo_agd_report_divergence, answer_report);
+definer_function!(agd_report_divergence, pg_finfo_agd_report_divergence, answer_report);
 
 /// `agd.report_divergence(origin, tree_size, root_hash, note)`
 fn answer_report(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
@@ -109,7 +109,7 @@ fn tenant_of<'a>(platform: &str, origin: &'a str) -> Option<&'a str> {
     name::validate_tenant(tenant).is_ok().then_some(tenant)
 }
 
-c_function!(agd_new_incarnation, pg_finfo_agd_new_incarnation, answer_begin);
+definer_function!(agd_new_incarnation, pg_finfo_agd_new_incarnation, answer_begin);
 
 /// `agd.new_incarnation(reason)`
 fn answer_begin(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {

@@ -21,6 +21,7 @@ mod fleet;
 mod fmgr;
 mod guard;
 mod home;
+mod identity;
 mod incarnation;
 mod install;
 mod log;
@@ -49,7 +50,8 @@ extension_sql_file!("../sql/50_views.sql", name = "views", requires = ["home"]);
 extension_sql_file!("../sql/60_verify_table.sql", name = "verify_table", requires = ["views"]);
 extension_sql_file!("../sql/70_fleet.sql", name = "fleet", requires = ["verify_table"]);
 extension_sql_file!("../sql/80_own_tables.sql", name = "own_tables", requires = ["fleet"]);
-extension_sql_file!("../sql/90_grants.sql", name = "grants", requires = ["own_tables"], finalize);
+extension_sql_file!("../sql/85_settings.sql", name = "settings", requires = ["own_tables"]);
+extension_sql_file!("../sql/90_grants.sql", name = "grants", requires = ["settings"], finalize);
 
 /// Called once when the library is loaded. Raises 55000 unless that happens through shared_preload_libraries.
 #[allow(unsafe_code)] // reads and sets process globals

@@ -15,7 +15,7 @@
 #![allow(unsafe_code)] // hooks are raw C function pointers
 
 use crate::error;
-use crate::{event, transaction};
+use crate::{event, identity, transaction};
 use pgrx::pg_sys;
 use std::ffi::c_char;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -36,6 +36,7 @@ fn enter(outer: u32) {
 /// The statement is over, or an error was caught: what runs now runs at this level.
 pub fn return_to(level: u32) {
     LEVEL.store(level, Relaxed);
+    identity::return_to(level);
 }
 
 static mut PREVIOUS_RUN: pg_sys::ExecutorRun_hook_type = None;
@@ -176,6 +177,10 @@ unsafe extern "C-unwind" fn process_utility(
                 Ok(())
             });
         }
+        error::entry(|| {
+            identity::utility_begins(node, outer + 1);
+            Ok(())
+        });
         error::entry(|| crate::tenant::leftover::before_utility(node));
         error::entry(|| crate::guard::protect::before_utility(statement, query_string, context));
         match PREVIOUS_UTILITY {

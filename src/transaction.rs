@@ -9,7 +9,7 @@
 use crate::error::{self, Error, OrRaise, Result};
 use crate::fleet::acting;
 use crate::guard::touched;
-use crate::{backend, catalog, ceiling, denied, event, home, nesting, replication, shmem, stamp, tenant};
+use crate::{backend, catalog, ceiling, denied, event, home, identity, nesting, replication, shmem, stamp, tenant};
 use agd_core::intent::{Intent, Intents, Operation, Void};
 use pgrx::prelude::*;
 use std::cell::RefCell;
@@ -254,6 +254,7 @@ pub fn note_extension_created() {
 #[pg_extern(sql = false)]
 fn set_cause(cause: Option<&str>) {
     let set = || -> Result<()> {
+        identity::must_be_somebody("agd.set_cause()")?;
         let cause = cause.map(str::trim).filter(|cause| !cause.is_empty()).ok_or_else(|| Error::BadArgument {
             message: "a cause cannot be empty".into(),
             hint: "Say why the change is made: SELECT agd.set_cause('ticket 4711: wrong address').".into(),
@@ -419,6 +420,7 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
             forget();
             event::rolled_back();
             nesting::return_to(0);
+            identity::transaction_rolled_back();
             ceiling::transaction_ended();
             home::transaction_ended();
             touched::return_to(0);

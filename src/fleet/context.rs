@@ -10,7 +10,7 @@ use super::template::{check_name, check_scope};
 use super::{missing, must_be, told, writing};
 use crate::denied;
 use crate::error::{self, Error, Result};
-use crate::fmgr::{argument, c_function, json_text};
+use crate::fmgr::{argument, definer_function, json_text};
 use crate::query::{count_kept, kept, write_kept};
 use agd_core::fleet::lifecycle::Event;
 use agd_core::fleet::{Agent, context_digest};
@@ -43,7 +43,7 @@ pub(super) fn of(fleet_id: &str) -> Result<Vec<Agent>> {
     kept(AGENTS, &[fleet_id.into()], read_agents)
 }
 
-c_function!(agd_set_agent_context, pg_finfo_agd_set_agent_context, answer_set);
+definer_function!(agd_set_agent_context, pg_finfo_agd_set_agent_context, answer_set);
 
 /// `agd.set_agent_context(fleet_id, role, goals, memory_scope)`
 fn answer_set(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {

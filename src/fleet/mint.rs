@@ -8,7 +8,7 @@
 
 use super::{COLUMNS, Fleet, context, last, missing, must_act_for, must_be, seal, template, timestamp, told, writing};
 use crate::error::{self, Error, Result};
-use crate::fmgr::{argument, c_function, text};
+use crate::fmgr::{argument, c_function, definer_function, text};
 use crate::log::storage::corrupted;
 use crate::query::{count_kept, kept, write_kept};
 use crate::{backend, denied, home, tenant};
@@ -53,7 +53,7 @@ fn normalised(cause: &str) -> Result<String> {
     })
 }
 
-c_function!(agd_mint_tenant_fleet, pg_finfo_agd_mint_tenant_fleet, answer_mint);
+definer_function!(agd_mint_tenant_fleet, pg_finfo_agd_mint_tenant_fleet, answer_mint);
 
 /// `agd.mint_tenant_fleet(tenant, cause, template, countersign_window)`
 fn answer_mint(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {

@@ -8,7 +8,7 @@ use super::sign::lock;
 use super::signer::checked_reason;
 use super::{Fleet, acting, last, missing, must_be, timestamp, told, writing};
 use crate::error::{self, Error, Result};
-use crate::fmgr::{argument, c_function};
+use crate::fmgr::{argument, definer_function};
 use crate::query::{count_kept, write_kept};
 use crate::{denied, tenant};
 use agd_core::fleet::lifecycle::{self, Event, State};
@@ -17,7 +17,7 @@ use pgrx::pg_sys;
 /// Why a fleet is cancelled that nobody seals. The same words: agd.fleets, sql/70_fleet.sql.
 const MISSED: &str = "the countersign window was missed";
 
-c_function!(agd_seal_tenant_fleet, pg_finfo_agd_seal_tenant_fleet, answer_seal);
+definer_function!(agd_seal_tenant_fleet, pg_finfo_agd_seal_tenant_fleet, answer_seal);
 
 /// `agd.seal_tenant_fleet(fleet_id, reason)`
 fn answer_seal(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {

@@ -12,7 +12,7 @@ use super::{
     writing,
 };
 use crate::error::{self, Error, Result};
-use crate::fmgr::{Rows, argument, c_function, text};
+use crate::fmgr::{Rows, argument, definer_function, text};
 use crate::query::{count_kept, kept, write_kept};
 use crate::{denied, tenant};
 use agd_core::fleet::lifecycle::Event;
@@ -52,7 +52,7 @@ pub(super) fn find_to_read(fleet_id: &str) -> Result<Fleet> {
     }
 }
 
-c_function!(agd_fleet_statement, pg_finfo_agd_fleet_statement, answer_statement);
+definer_function!(agd_fleet_statement, pg_finfo_agd_fleet_statement, answer_statement);
 
 /// `agd.fleet_statement(fleet_id)`
 fn answer_statement(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
@@ -71,7 +71,7 @@ fn bytes(call: pg_sys::FunctionCallInfo, value: Vec<u8>) -> pg_sys::Datum {
     value.into_datum().unwrap_or_else(|| answer(call, None))
 }
 
-c_function!(agd_batch_statement, pg_finfo_agd_batch_statement, answer_batch);
+definer_function!(agd_batch_statement, pg_finfo_agd_batch_statement, answer_batch);
 
 /// `agd.batch_statement(fleet_ids)`
 fn answer_batch(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
@@ -130,7 +130,7 @@ fn batch_of(fleets: &[Fleet]) -> Result<Batch> {
     Batch::new(&statements).map_err(|problem| Error::Internal(format!("agd: {problem}")))
 }
 
-c_function!(agd_sign_fleet, pg_finfo_agd_sign_fleet, answer_sign);
+definer_function!(agd_sign_fleet, pg_finfo_agd_sign_fleet, answer_sign);
 
 /// `agd.sign_fleet(fleet_id, signer, signature)`
 fn answer_sign(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
@@ -169,7 +169,7 @@ fn sign(fleet_id: Option<String>, signer: Option<String>, signature: Option<Vec<
     })
 }
 
-c_function!(agd_countersign_fleets, pg_finfo_agd_countersign_fleets, answer_countersign);
+definer_function!(agd_countersign_fleets, pg_finfo_agd_countersign_fleets, answer_countersign);
 
 /// `agd.countersign_fleets(fleet_ids, signer, signature)`
 fn answer_countersign(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {

@@ -8,7 +8,7 @@
 use super::{missing, timestamp, told, writing};
 use crate::error::{self, Error, Result};
 use crate::event::MAX_CAUSE_BYTES;
-use crate::fmgr::{argument, c_function};
+use crate::fmgr::{argument, definer_function};
 use crate::log::record::EPOCH_DIFFERENCE;
 use crate::query::{count_kept, write_kept};
 use crate::{backend, home};
@@ -64,7 +64,7 @@ impl Signer {
     }
 }
 
-c_function!(agd_register_signer, pg_finfo_agd_register_signer, answer_register);
+definer_function!(agd_register_signer, pg_finfo_agd_register_signer, answer_register);
 
 /// `agd.register_signer(signer, duty, public_key)`
 fn answer_register(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
@@ -123,7 +123,7 @@ fn register(signer: Option<&str>, duty: Option<&str>, key: Option<&[u8]>) -> Res
     })
 }
 
-c_function!(agd_revoke_signer, pg_finfo_agd_revoke_signer, answer_revoke);
+definer_function!(agd_revoke_signer, pg_finfo_agd_revoke_signer, answer_revoke);
 
 /// `agd.revoke_signer(signer, reason)`
 fn answer_revoke(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {

@@ -7,7 +7,7 @@
 
 use super::{missing, timestamp, told, writing};
 use crate::error::{self, Error, Result};
-use crate::fmgr::{argument, c_function, json_text};
+use crate::fmgr::{argument, definer_function, json_text};
 use crate::query::{count_kept, write_kept};
 use crate::{backend, home};
 use pgrx::pg_sys;
@@ -72,7 +72,7 @@ pub fn check_name(name: &str) -> Result<()> {
     })
 }
 
-c_function!(agd_create_template, pg_finfo_agd_create_template, answer_create);
+definer_function!(agd_create_template, pg_finfo_agd_create_template, answer_create);
 
 /// `agd.create_template(template, roles)`
 fn answer_create(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {

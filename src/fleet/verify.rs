@@ -8,7 +8,7 @@ use super::sign::find_to_read;
 use super::signer::evidence;
 use super::{Fleet, context, missing, told_of_reading};
 use crate::error::Result;
-use crate::fmgr::{Rows, argument, c_function, text};
+use crate::fmgr::{Rows, argument, definer_function, text};
 use crate::log::record::EPOCH_DIFFERENCE;
 use crate::log::storage::hashes;
 use crate::query::kept;
@@ -17,7 +17,7 @@ use agd_core::fleet::{Check, Evidence, Place, Signed};
 use pgrx::datum::{IntoDatum, TimestampWithTimeZone};
 use pgrx::pg_sys;
 
-c_function!(agd_verify_fleet, pg_finfo_agd_verify_fleet, answer_verify);
+definer_function!(agd_verify_fleet, pg_finfo_agd_verify_fleet, answer_verify);
 
 /// `agd.verify_fleet(fleet_id)`
 fn answer_verify(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {

@@ -8,7 +8,7 @@
 use crate::catalog::Relation;
 use crate::error::{self, Error, Result};
 use crate::event::{self, Record};
-use crate::fmgr::{argument, c_function};
+use crate::fmgr::{argument, definer_function};
 use crate::guard::baseline::record_baseline;
 use crate::guard::examine::{Table, check_tenant_column, examine, lock};
 use crate::guard::redact;
@@ -20,7 +20,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use std::ffi::CString;
 
-c_function!(agd_guard, pg_finfo_agd_guard, answer_guard);
+definer_function!(agd_guard, pg_finfo_agd_guard, answer_guard);
 
 /// `agd.guard(relation, tenant_column, redact, require_cause, on_truncate, baseline)`
 fn answer_guard(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
@@ -58,7 +58,7 @@ fn answer_guard(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
     Ok(pg_sys::Datum::from(0))
 }
 
-c_function!(agd_unguard, pg_finfo_agd_unguard, answer_unguard);
+definer_function!(agd_unguard, pg_finfo_agd_unguard, answer_unguard);
 
 /// `agd.unguard(relation, reason)`
 fn answer_unguard(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {

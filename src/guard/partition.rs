@@ -11,6 +11,7 @@ use crate::guard::examine::{check_storage, check_tenant_column};
 use crate::guard::relation::{own_function, qualified_name};
 use crate::guard::{place, touched};
 use crate::home;
+use crate::identity::always_as_owner;
 use crate::query::{self, At};
 use pgrx::prelude::*;
 use std::collections::HashSet;
@@ -39,7 +40,7 @@ pub unsafe fn adds_a_partition(node: *mut pg_sys::Node) -> bool {
     }
 }
 
-/// Calls `agd.complete_partitions()`, which runs as agd's owner whoever made the partition.
+/// Calls `agd.complete_partitions()`, which takes the rights of agd's owner whoever made the partition.
 pub fn after_partition_added() -> Result<()> {
     if place::extension() != pg_sys::InvalidOid {
         // The new partition must be visible to it.
@@ -50,10 +51,9 @@ pub fn after_partition_added() -> Result<()> {
     Ok(())
 }
 
-/// Calls a function of agd's without arguments that returns void, as agd's owner whoever the present user is.
+/// Calls a function of agd's without arguments that returns void and takes the rights of agd's owner by itself.
 pub fn call_as_owner(function: &CStr) {
-    // SAFETY: the function manager switches user and search_path as the function's definition says, and raises for a
-    // function that is not there.
+    // SAFETY: calls a function that is there; the function manager raises for one that is not.
     unsafe { pg_sys::OidFunctionCall0Coll(own_function(function), pg_sys::InvalidOid) };
 }
 
@@ -61,7 +61,7 @@ pub fn call_as_owner(function: &CStr) {
 /// trigger, the wall), and records the rows that an attached table brings along.
 #[pg_extern(sql = false)]
 fn complete_partitions() {
-    complete().or_raise();
+    always_as_owner(complete).or_raise();
 }
 
 /// The same, for who is agd's owner already.

@@ -18,6 +18,7 @@ use crate::guard::touched::{self, Frame, with_running};
 use crate::guard::trigger::NOT_MADE_BY_AGD;
 use crate::guard::{ddl_event, detach, partition};
 use crate::home;
+use crate::identity::always_as_owner;
 use crate::query::{self, At};
 use pgrx::pg_extern;
 use pgrx::pg_sys;
@@ -418,7 +419,7 @@ fn settle(frame: &mut Frame) -> Result<bool> {
 #[pg_extern(sql = false)]
 fn check_ddl() {
     if let Some(frame) = PENDING.take() {
-        VERDICT.set(judge(&frame));
+        VERDICT.set(always_as_owner(|| judge(&frame)));
     }
 }
 
@@ -673,8 +674,8 @@ fn members(root: pg_sys::Oid, at: At) -> Result<HashMap<pg_sys::Oid, Shape>> {
         .collect())
 }
 
-c_function!(agd_ddl_command_end, pg_finfo_agd_ddl_command_end, |call| ddl_command_end(call));
-c_function!(agd_sql_drop, pg_finfo_agd_sql_drop, |call| sql_drop(call));
+c_function!(agd_ddl_command_end, pg_finfo_agd_ddl_command_end, |call| always_as_owner(|| ddl_command_end(call)));
+c_function!(agd_sql_drop, pg_finfo_agd_sql_drop, |call| always_as_owner(|| sql_drop(call)));
 
 /// # Safety
 /// `call` comes from the function manager.

@@ -15,7 +15,7 @@ use crate::fmgr::c_function;
 use crate::guard::place;
 use crate::guard::relation::{Guarded, guarded, qualified_name};
 use crate::log::storage;
-use crate::{ceiling, denied, fleet, home, replication, tenant, transaction};
+use crate::{ceiling, denied, fleet, home, identity, replication, tenant, transaction};
 use agd_core::intent::Operation;
 use pgrx::pg_sys;
 use std::cell::RefCell;
@@ -290,7 +290,8 @@ fn with_rows<T>(body: impl FnOnce(&mut Rows) -> T) -> T {
 fn record_write(call: &Call) -> Result<pg_sys::HeapTuple> {
     let operation = call.operation().ok_or_else(|| Error::Internal("agd: a row trigger without a row".into()))?;
     let guard = call.guard()?;
-    // Whatever the table: a binding that does not stand any more writes nothing.
+    // Whatever the table: nobody writes, and neither does a binding that does not stand any more.
+    identity::may_write(|| guard.name.clone())?;
     tenant::check_binding()?;
     if guard.own {
         if is_loaded(operation)? {
@@ -448,6 +449,7 @@ fn confirm_write(call: &Call) -> Result<pg_sys::HeapTuple> {
 
 fn truncate(call: &Call) -> Result<pg_sys::HeapTuple> {
     let guard = call.guard()?;
+    identity::may_write(|| guard.name.clone())?;
     tenant::check_binding()?;
     if !guard.record_truncate {
         return Err(Error::TamperingRefused {

@@ -5,17 +5,17 @@
 #![allow(unsafe_code)] // is called by the function manager as it is, pushes and pops a snapshot
 
 use crate::error::{self, Error, OrRaise, Result};
-use crate::fmgr::{Rows, argument, c_function, text};
+use crate::fmgr::{Rows, argument, definer_function, text};
 use crate::log::events::{Found, each_leaf};
 use crate::log::prove::signed_checkpoint;
 use crate::log::storage;
 use crate::log::stored::{Anchor, Stored};
-use crate::{home, query, shmem, worker};
+use crate::{home, identity, query, shmem, worker};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiHeapTupleData;
 
-c_function!(agd_entries, pg_finfo_agd_entries, answer_entries);
+definer_function!(agd_entries, pg_finfo_agd_entries, answer_entries);
 
 /// `agd.entries(origin, first_index, last_index)`
 fn answer_entries(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
@@ -28,6 +28,14 @@ fn answer_entries(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
             hint: "SELECT * FROM agd.entries('the origin', 0, 256).".into(),
         });
     };
+    // The right to call it, the current user has.
+    if !identity::both(|user| identity::is_member(user, c"agd_publisher")) {
+        return Err(Error::NotAllowed {
+            message: "entries are for publishers".into(),
+            hint: "Log in as a member of agd_publisher: whose function calls agd.entries() does not count alone."
+                .into(),
+        });
+    }
     let stored = Stored::latest()?;
     let head = stored.head_by_origin(&origin)?.ok_or_else(|| storage::no_such_log(&origin))?;
     let leaves = head.leaves(first, last)?;
@@ -57,6 +65,7 @@ fn record_publication(
     note: Option<&str>,
 ) {
     let record = || -> Result<()> {
+        identity::must_be_somebody("agd.record_publication()")?;
         error::forbid_read_only(c"agd.record_publication()");
         let (Some(origin), Some(tree_size), Some(root_hash), Some(published_to)) =
             (origin, tree_size, root_hash, published_to)
@@ -94,10 +103,10 @@ fn record_publication(
         )?;
         Ok(())
     };
-    record().or_raise();
+    identity::always_as_owner(record).or_raise();
 }
 
-c_function!(agd_anchor, pg_finfo_agd_anchor, answer_anchor);
+definer_function!(agd_anchor, pg_finfo_agd_anchor, answer_anchor);
 
 /// `agd.anchor()`
 ///

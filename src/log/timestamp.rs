@@ -5,12 +5,12 @@
 #![allow(unsafe_code)] // is called by the function manager as it is
 
 use crate::error::{self, Error, Result};
-use crate::fmgr::{argument, c_function};
+use crate::fmgr::{argument, definer_function};
 use crate::log::storage;
 use crate::query;
 use pgrx::prelude::*;
 
-c_function!(agd_record_timestamp, pg_finfo_agd_record_timestamp, answer_timestamp);
+definer_function!(agd_record_timestamp, pg_finfo_agd_record_timestamp, answer_timestamp);
 
 /// `agd.record_timestamp(origin, tree_size, root_hash, at)`
 fn answer_timestamp(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {

@@ -12,7 +12,7 @@ use crate::denied::{self, Attempt};
 use crate::error::{Error, Result};
 use crate::fleet::acting;
 use crate::fmgr::{argument, c_function, text};
-use crate::{backend, home, settings, transaction};
+use crate::{backend, home, identity, settings, transaction};
 use agd_core::token::{Claims, Expected, TokenError, TokenVerifier, Unverified, validate_principal};
 use pgrx::pg_sys;
 use sha2::{Digest as _, Sha256};
@@ -72,6 +72,7 @@ fn mapped_for(mode: Mode, function: &str) -> Result<Mapping> {
     let refused = |message: String, hint: &str| {
         Err(Error::TenantRefused { recorded: message.clone(), message, hint: hint.into() })
     };
+    identity::must_be_somebody(function)?;
     let role = transaction::session_user_name();
     match mapping(backend::session_user())? {
         Some(mapping) if mapping.mode == mode => Ok(mapping),

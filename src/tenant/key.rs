@@ -8,7 +8,7 @@
 use crate::catalog::{Columns, Relation, catalog, scan, scan_key, text, to_varlena, varlena};
 use crate::error::{self, Error, Result};
 use crate::event;
-use crate::fmgr::{argument, c_function};
+use crate::fmgr::{argument, definer_function};
 use crate::home;
 use agd_core::token::{TokenVerifier, validate_kid};
 use pgrx::prelude::*;
@@ -46,7 +46,7 @@ pub fn find(kid: &str) -> Result<Option<Key>> {
     Ok(found)
 }
 
-c_function!(agd_add_tenant_key, pg_finfo_agd_add_tenant_key, answer_add);
+definer_function!(agd_add_tenant_key, pg_finfo_agd_add_tenant_key, answer_add);
 
 /// `agd.add_tenant_key(tenant, kid, public_key)`
 fn answer_add(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
@@ -99,7 +99,7 @@ fn add(tenant: Option<&str>, kid: Option<&str>, key: Option<&[u8]>) -> Result<()
     Ok(())
 }
 
-c_function!(agd_revoke_tenant_key, pg_finfo_agd_revoke_tenant_key, answer_revoke);
+definer_function!(agd_revoke_tenant_key, pg_finfo_agd_revoke_tenant_key, answer_revoke);
 
 /// `agd.revoke_tenant_key(kid, reason)`
 fn answer_revoke(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {

@@ -2,7 +2,8 @@
 //!
 //! Owns agd.tenant and agd.role_map and their answers on the hot path. Promises: the bound tenant follows from the
 //! authenticated role, from a signed token or from the word of a role that was trusted with it, never from a setting that
-//! SQL can change; a tenant once created stays. Never trusts a row's tenant column without comparing it with the binding.
+//! SQL can change; in a security-restricted operation, and within a function of another tenant's role, it is none; a tenant
+//! once created stays. Never trusts a row's tenant column without comparing it with the binding.
 //!
 //! How a transaction is bound is in [`bind`], what it is bound to in [`binding`], how parallel workers know in [`share`];
 //! keys are in [`key`], tokens that were used in [`used`], and what a session must not carry along in [`leftover`].
@@ -15,12 +16,12 @@ pub mod leftover;
 pub mod share;
 pub mod used;
 
-pub use binding::{check as check_binding, last_tenant, subtransaction_rolled_back};
+pub use binding::{check as check_binding, is_worker as is_parallel_worker, last_tenant, subtransaction_rolled_back};
 
 use crate::catalog::{Columns, Relation, catalog, scan, scan_key, text};
 use crate::error::{self, Error, OrRaise, Result};
-use crate::fmgr::{self, argument, c_function};
-use crate::{backend, home, transaction};
+use crate::fmgr::{self, argument, c_function, definer_function};
+use crate::{backend, home, identity, transaction};
 use pgrx::prelude::*;
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -60,11 +61,14 @@ pub struct Mapping {
 
 #[derive(Default)]
 struct Cached {
-    /// The session user asked about, and its mapping.
-    mapping: Option<(pg_sys::Oid, Option<Mapping>)>,
+    /// The users asked about, and their mappings: the session user, and whose functions it calls.
+    mappings: Vec<(pg_sys::Oid, Option<Mapping>)>,
     /// Tenants known to exist. They are never removed, so a positive answer stays true until a rollback.
     known: HashSet<String>,
 }
+
+/// So many mappings are remembered.
+const MAPPINGS: usize = 8;
 
 thread_local! {
     static CACHED: RefCell<Cached> = RefCell::new(Cached::default());
@@ -89,13 +93,31 @@ pub fn transaction_ended() {
     CACHED.with_borrow_mut(|cached| cached.known.clear());
 }
 
-/// The tenant that this transaction is bound to, by its token or its word, or else by its login role. An error when the
-/// binding does not stand any more.
+/// The tenant that this transaction is bound to, by its token or its word, or else by its login role; None where whoever acts
+/// is nobody (src/identity.rs). An error when the binding does not stand any more.
 pub fn bound_tenant() -> Result<Option<String>> {
+    if identity::is_restricted() {
+        return Ok(None);
+    }
+    let Some(tenant) = sessions_tenant()? else { return Ok(None) };
+    Ok(if runs_for_another(&tenant)? { None } else { Some(tenant) })
+}
+
+/// The same wherever the session is now.
+fn sessions_tenant() -> Result<Option<String>> {
     if let Some(tenant) = binding::tenant()? {
         return Ok(Some(tenant));
     }
     Ok(role_tenant(mapping(backend::session_user())?))
+}
+
+/// Is the current user another tenant's than this one? Within such a function the session is nobody.
+fn runs_for_another(tenant: &str) -> Result<bool> {
+    let current = identity::current_user();
+    if current == backend::session_user() {
+        return Ok(false);
+    }
+    Ok(role_tenant(mapping(current)?).is_some_and(|own| own != tenant))
 }
 
 fn role_tenant(mapping: Option<Mapping>) -> Option<String> {
@@ -142,10 +164,8 @@ pub fn told(session_user: pg_sys::Oid, session_user_name: &str) -> Result<Option
 
 /// How a role is mapped; None: it is not.
 pub fn mapping(user: pg_sys::Oid) -> Result<Option<Mapping>> {
-    let remembered = CACHED.with_borrow(|cached| match &cached.mapping {
-        Some((of, mapping)) if *of == user => Some(mapping.clone()),
-        _ => None,
-    });
+    let remembered = CACHED
+        .with_borrow(|cached| cached.mappings.iter().find(|(of, _)| *of == user).map(|(_, mapping)| mapping.clone()));
     if let Some(mapping) = remembered {
         return Ok(mapping);
     }
@@ -170,7 +190,10 @@ pub fn mapping(user: pg_sys::Oid) -> Result<Option<Mapping>> {
         Ok(())
     })?;
     if self::generation() == generation {
-        CACHED.with_borrow_mut(|cached| cached.mapping = Some((user, found.clone())));
+        CACHED.with_borrow_mut(|cached| {
+            cached.mappings.truncate(MAPPINGS - 1);
+            cached.mappings.insert(0, (user, found.clone()));
+        });
     }
     Ok(found)
 }
@@ -178,12 +201,22 @@ pub fn mapping(user: pg_sys::Oid) -> Result<Option<Mapping>> {
 /// The gate's own check of a row's tenant: it must exist, and it must be the bound one unless the writer is above
 /// the wall, which is then noted. 42501 otherwise.
 pub fn check_row(tenant: &str, relation: pg_sys::Oid, relation_name: &str) -> Result<()> {
-    if binding::is_bound_to(tenant)? == Some(true) {
+    let runs_for_another = runs_for_another(tenant)?;
+    if !runs_for_another && binding::is_bound_to(tenant)? == Some(true) {
         return Ok(());
     }
-    if let Some(bound) = bound_tenant()? {
-        if bound == tenant {
+    if let Some(bound) = sessions_tenant()? {
+        if bound == tenant && !runs_for_another {
             return Ok(());
+        }
+        if bound == tenant {
+            return Err(Error::TenantRefused {
+                message: format!("a row of tenant \"{tenant}\" in {relation_name} is not for another tenant's function to write"),
+                hint: "Within a SECURITY DEFINER function of another tenant's role a session is bound to nobody. Write the \
+                       row outside of it."
+                    .into(),
+                recorded: format!("a row of {relation_name} is not for another tenant's function to write"),
+            });
         }
         return Err(Error::TenantRefused {
             message: format!("a row of tenant \"{tenant}\" in {relation_name} is not for tenant \"{bound}\" to write"),
@@ -224,12 +257,15 @@ pub fn check_baseline_row(tenant: &str, relation_name: &str) -> Result<()> {
     })
 }
 
-/// A superuser, a role with BYPASSRLS, or the table's owner.
+/// A superuser, a role with BYPASSRLS, or the table's owner: the outer user and the current one. A superuser's session is not
+/// above the wall within somebody's function, nor is somebody's session within a superuser's.
 fn above_the_wall(relation: pg_sys::Oid) -> bool {
-    let user = backend::outer_user();
-    // SAFETY: catalog look-ups by oid.
-    (unsafe { pg_sys::superuser_arg(user) || pg_sys::has_bypassrls_privilege(user) })
-        || backend::owns(user, pg_sys::RelationRelationId, relation)
+    let above = |user| {
+        // SAFETY: catalog look-ups by oid.
+        (unsafe { pg_sys::superuser_arg(user) || pg_sys::has_bypassrls_privilege(user) })
+            || backend::owns(user, pg_sys::RelationRelationId, relation)
+    };
+    above(backend::outer_user()) && above(identity::current_user())
 }
 
 /// Is there such a tenant?
@@ -260,7 +296,7 @@ fn check_name(tenant: &str) -> Result<()> {
     })
 }
 
-c_function!(agd_create_tenant, pg_finfo_agd_create_tenant, answer_create);
+definer_function!(agd_create_tenant, pg_finfo_agd_create_tenant, answer_create);
 
 /// `agd.create_tenant(tenant, display_name)`
 fn answer_create(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
@@ -292,7 +328,7 @@ fn create(tenant: Option<&str>, display_name: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-c_function!(agd_map_role, pg_finfo_agd_map_role, answer_map);
+definer_function!(agd_map_role, pg_finfo_agd_map_role, answer_map);
 
 /// `agd.map_role(role, tenant, mode)`
 fn answer_map(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
@@ -384,9 +420,9 @@ c_function!(agd_current_principal, pg_finfo_agd_current_principal, answer_princi
 
 /// `agd.current_principal()`: who acts for the tenant, NULL when the transaction is bound to none.
 fn answer_principal(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
-    let principal = match binding::present()? {
-        Some(present) => Some(present.principal),
-        None => role_tenant(mapping(backend::session_user())?).map(|_| transaction::session_user_name()),
+    let principal = match bound_tenant()? {
+        Some(_) => Some(binding::present()?.map_or_else(transaction::session_user_name, |present| present.principal)),
+        None => None,
     };
     // SAFETY: this is the call.
     Ok(unsafe { fmgr::answer(call, principal.as_deref().and_then(fmgr::text)) })
@@ -396,7 +432,10 @@ c_function!(agd_current_scopes, pg_finfo_agd_current_scopes, answer_scopes);
 
 /// `agd.current_scopes()`: what the token allows, NULL where no token does.
 fn answer_scopes(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
-    let scopes = binding::with(|binding| binding.proof.as_ref().and_then(|proof| proof.scopes.clone()))?.flatten();
+    let scopes = match bound_tenant()? {
+        Some(_) => binding::with(|binding| binding.proof.as_ref().and_then(|proof| proof.scopes.clone()))?.flatten(),
+        None => None,
+    };
     // SAFETY: this is the call.
     Ok(unsafe { fmgr::answer(call, scopes.and_then(pgrx::IntoDatum::into_datum)) })
 }
@@ -412,6 +451,9 @@ fn answer_fleet(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
 
 /// The fleet that this transaction is bound to.
 pub fn bound_fleet() -> Result<Option<String>> {
+    if bound_tenant()?.is_none() {
+        return Ok(None);
+    }
     Ok(binding::with(|binding| binding.fleet().map(str::to_owned))?.flatten())
 }
 
@@ -435,9 +477,7 @@ fn answer_may_read_payload(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Dat
 
 /// `agd.may_read_payload(tenant)`: row images are for the tenant itself and for superusers.
 pub fn may_read_payload(tenant: Option<&str>) -> Result<bool> {
-    // SAFETY: a catalog look-up.
-    let superuser = unsafe { pg_sys::superuser_arg(backend::outer_user()) };
-    Ok(superuser || is_bound_to(tenant)?)
+    may(identity::is_superuser, tenant)
 }
 
 /// `agd.may_read(tenant)`: every header for members of agd_platform and agd_auditor, its own for a tenant.
@@ -446,28 +486,37 @@ pub fn may_read(tenant: Option<&str>) -> bool {
 }
 
 fn may_see(tenant: Option<&str>) -> Result<bool> {
-    Ok(outer_user_is_member_of(c"agd_platform") || outer_user_is_member_of(c"agd_auditor") || is_bound_to(tenant)?)
+    may(|user| identity::is_member(user, c"agd_platform") || identity::is_member(user, c"agd_auditor"), tenant)
 }
 
 /// May this session act for a tenant: members of agd_platform for every one, a tenant for itself.
 pub fn may_act_for(tenant: &str) -> Result<bool> {
-    Ok(outer_user_is_member_of(c"agd_platform") || is_bound_to(Some(tenant))?)
+    may(|user| identity::is_member(user, c"agd_platform"), Some(tenant))
 }
 
 /// `agd.is_publisher()`: members of agd_publisher see every anchor.
 #[pg_extern(sql = false)]
 pub fn is_publisher() -> bool {
-    outer_user_is_member_of(c"agd_publisher")
+    identity::both(|user| identity::is_member(user, c"agd_publisher"))
 }
 
-fn is_bound_to(tenant: Option<&str>) -> Result<bool> {
-    Ok(tenant.is_some() && bound_tenant()?.as_deref() == tenant)
-}
-
-fn outer_user_is_member_of(role: &std::ffi::CStr) -> bool {
-    // SAFETY: catalog look-ups; an unknown role has no members.
-    unsafe {
-        let role = pg_sys::get_role_oid(role.as_ptr(), true);
-        role != pg_sys::InvalidOid && pg_sys::has_privs_of_role(backend::outer_user(), role)
+/// May the outer user and the current one, each by its own right or as the tenant? Nobody may anything.
+fn may(by_right: impl Fn(pg_sys::Oid) -> bool, tenant: Option<&str>) -> Result<bool> {
+    if identity::is_restricted() {
+        return Ok(false);
     }
+    let (outer, current) = (backend::outer_user(), identity::current_user());
+    let is_bound = tenant.is_some() && bound_tenant()?.as_deref() == tenant;
+    if !is_bound && !by_right(outer) {
+        return Ok(false);
+    }
+    if current == outer || by_right(current) {
+        return Ok(true);
+    }
+    // Whose function it is must be the tenant, too: its login role, or one that the tenant binds with.
+    Ok(tenant.is_some()
+        && mapping(current)?.is_some_and(|mapping| match &mapping.tenant {
+            Some(own) => (is_bound || mapping.mode == Mode::Role) && Some(own.as_str()) == tenant,
+            None => is_bound,
+        }))
 }

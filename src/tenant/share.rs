@@ -29,6 +29,8 @@ struct Slot {
     session_user: AtomicU32,
     /// Bytes of the tenant's name, and above 16 bits those of the principal's.
     lengths: AtomicU32,
+    /// 1: a materialized view's query runs, which is the session's own (src/identity.rs).
+    own_query: AtomicU32,
     /// 0: never.
     expires_at: AtomicI64,
     text: [AtomicU64; WORDS],
@@ -123,6 +125,18 @@ pub fn lose() {
 /// There is no binding any more.
 pub fn clear() {
     write(UNBOUND, |_| ());
+}
+
+/// Shows whether a query that the session runs in a restricted operation is its own.
+pub fn show_own_query(is_own: bool) {
+    if let Some(slot) = slot(own()) {
+        slot.own_query.store(u32::from(is_own), Ordering::Release);
+    }
+}
+
+/// The same of the leader of this parallel worker.
+pub fn leader_runs_own_query() -> bool {
+    slot(leader()).is_some_and(|slot| slot.own_query.load(Ordering::Acquire) == 1)
 }
 
 /// What the leader of this parallel worker is bound to; None: nothing but its login role speaks, which workers share.

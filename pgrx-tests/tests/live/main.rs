@@ -11,6 +11,7 @@ mod openssl;
 mod s3_server;
 
 mod actors;
+mod attack_identity;
 mod attack_triggers;
 mod bulk;
 mod ceiling;
@@ -28,6 +29,7 @@ mod fleet_story;
 mod gate;
 mod guard;
 mod harness;
+mod identity;
 mod images;
 mod incarnation;
 mod install;

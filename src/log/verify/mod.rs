@@ -30,7 +30,7 @@ mod rows;
 mod tree;
 
 use crate::error::{Error, Result};
-use crate::fmgr::{Rows, argument, c_function, text};
+use crate::fmgr::{Rows, argument, definer_function, text};
 use crate::home;
 use crate::log::record::EventKey;
 use agd_core::Hash;
@@ -44,7 +44,7 @@ use rows::{LogName, Logs, View};
 use std::collections::HashMap;
 use tree::{Findings, Listeners, Problems, Tools};
 
-c_function!(agd_verify, pg_finfo_agd_verify, answer);
+definer_function!(agd_verify, pg_finfo_agd_verify, answer);
 
 /// `agd.verify(origin, full_scan)`
 fn answer(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
