@@ -124,6 +124,18 @@ BEGIN ATOMIC
              FROM pg_catalog.pg_trigger tg
             WHERE tg.tgrelid = t.oid AND tg.tgname > '~agd_record' AND tg.tgenabled <> 'D'
               AND tg.tgtype & 3 = 3   -- FOR EACH ROW, BEFORE
+           -- The digest of the guards takes in definitions up to a size (agd.guard_digest).
+           UNION ALL
+           SELECT pg_catalog.format('the trigger "%s" has a definition of more than 1 MB', tg.tgname)
+             FROM pg_catalog.pg_trigger tg
+            WHERE tg.tgrelid = t.oid
+              AND (pg_catalog.octet_length(tg.tgqual::text) > 1048576 OR pg_catalog.octet_length(tg.tgargs) > 1048576)
+           UNION ALL
+           SELECT pg_catalog.format('the policy "%s" has an expression of more than 1 MB', p.polname)
+             FROM pg_catalog.pg_policy p
+            WHERE p.polrelid = t.oid
+              AND (pg_catalog.octet_length(p.polqual::text) > 1048576
+                   OR pg_catalog.octet_length(p.polwithcheck::text) > 1048576)
            -- What the gate can record in full, and nothing else.
            UNION ALL SELECT 'the table is gone' WHERE c.oid IS NULL
            UNION ALL SELECT 'it is not a table' WHERE c.relkind NOT IN ('r', 'p')
@@ -228,6 +240,9 @@ COMMENT ON FUNCTION agd.coverage() IS 'every table of this database: is it guard
 -- pg_get_expr would). So a policy is its expression's tree without object numbers and places in a source text (-1: none), plus the names of
 -- all it refers to.
 --
+-- Hashed line by line, so that no value ever is as large as all guards are together; and a trigger or policy whose definition
+-- is larger than 1 MB is in it as its size alone (and is a problem of its guard).
+--
 -- A view, so that the worker can keep its plan and does not make it anew in every pass. Names are written as the session's
 -- search_path has it: pg_catalog, pg_temp, nothing else.
 CREATE VIEW agd.guard_digest (digest) AS
@@ -244,7 +259,12 @@ CREATE VIEW agd.guard_digest (digest) AS
                              c.relforcerowsecurity)
       FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid
     UNION ALL
-    SELECT pg_catalog.format('trigger %s %s %s', t.guard_id, tg.tgenabled, pg_catalog.pg_get_triggerdef(tg.oid))
+    SELECT pg_catalog.format('trigger %s %s %s', t.guard_id, tg.tgenabled,
+             CASE WHEN COALESCE(pg_catalog.octet_length(tg.tgqual::text), 0) <= 1048576
+                       AND pg_catalog.octet_length(tg.tgargs) <= 1048576
+                  THEN pg_catalog.pg_get_triggerdef(tg.oid)
+                  ELSE pg_catalog.format('"%s" of %s and %s bytes', tg.tgname, pg_catalog.octet_length(tg.tgqual::text),
+                                         pg_catalog.octet_length(tg.tgargs)) END)
       FROM tree t JOIN pg_catalog.pg_trigger tg
              ON tg.tgrelid = t.oid
             AND (tg.tgname LIKE '~agd\_%'
@@ -252,8 +272,12 @@ CREATE VIEW agd.guard_digest (digest) AS
                                   'agd.refuse_truncate()'::regprocedure))
     UNION ALL
     SELECT pg_catalog.format('policy %s %s %s %s %s %s %s %s', t.guard_id, t.oid::regclass, p.polname, p.polcmd, p.polpermissive,
-             pg_catalog.regexp_replace(p.polqual::text, '(:[a-z]+) -?[0-9]+', '\1 #', 'g'),
-             pg_catalog.regexp_replace(p.polwithcheck::text, '(:[a-z]+) -?[0-9]+', '\1 #', 'g'),
+             CASE WHEN pg_catalog.octet_length(p.polqual::text) > 1048576
+                  THEN pg_catalog.format('%s bytes', pg_catalog.octet_length(p.polqual::text))
+                  ELSE pg_catalog.regexp_replace(p.polqual::text, '(:[a-z]+) -?[0-9]+', '\1 #', 'g') END,
+             CASE WHEN pg_catalog.octet_length(p.polwithcheck::text) > 1048576
+                  THEN pg_catalog.format('%s bytes', pg_catalog.octet_length(p.polwithcheck::text))
+                  ELSE pg_catalog.regexp_replace(p.polwithcheck::text, '(:[a-z]+) -?[0-9]+', '\1 #', 'g') END,
              (SELECT pg_catalog.string_agg(pg_catalog.pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid), ', '
                                            ORDER BY pg_catalog.pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid)
                                                     COLLATE "C")
@@ -266,9 +290,8 @@ CREATE VIEW agd.guard_digest (digest) AS
      WHERE f.oid IN ('agd.record_write()'::regprocedure, 'agd.confirm_write()'::regprocedure,
                      'agd.refuse_truncate()'::regprocedure)
   )
-  SELECT pg_catalog.sha256(pg_catalog.convert_to(
-           COALESCE(pg_catalog.string_agg(l.line, E'\n' ORDER BY l.line COLLATE "C"), ''), 'UTF8'))
-    FROM lines l;
+  SELECT pg_catalog.sha256(COALESCE(pg_catalog.string_agg(h.hash, ''::bytea ORDER BY h.hash), ''::bytea))
+    FROM (SELECT pg_catalog.sha256(pg_catalog.convert_to(l.line, 'UTF8')) AS hash FROM lines l) h;
 COMMENT ON VIEW agd.guard_digest IS 'what agd.guard_state() answers, for sessions with its search_path';
 
 CREATE FUNCTION agd.guard_state() RETURNS bytea

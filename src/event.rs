@@ -10,6 +10,7 @@ use crate::catalog::{Columns, Relation, catalog};
 use crate::error::{Error, Result};
 use crate::guard::image::RowFormat;
 use crate::{backend, home, transaction};
+use agd_core::entry;
 use agd_core::intent::Void;
 use pgrx::pg_sys;
 use rand_chacha::ChaCha12Rng;
@@ -220,8 +221,18 @@ pub fn insert(record: &Record<'_>) -> Result<(u32, u16)> {
 }
 
 /// The same about what another role did, or tried to do. None: the role that acts now.
+///
+/// 54000 for an event that would have no entry: the sequencer could never put it into a log, nor anything after it.
 pub fn insert_as(record: &Record<'_>, role: Option<&str>) -> Result<(u32, u16)> {
     let (n, other_role) = transaction::next_event()?;
+    let texts = [Some(record.action), record.tenant, record.relation, record.body, role.or(other_role.as_deref())];
+    entry::texts_within(texts, entry::MAX_EVENT_TEXTS).map_err(|bytes| Error::LimitExceeded {
+        message: format!("what is recorded of this {} takes {bytes} bytes of its entry in the log", record.action),
+        hint: format!(
+            "At most {}, with each control character counted as six. Name fewer columns, or give a shorter reason.",
+            entry::MAX_EVENT_TEXTS
+        ),
+    })?;
     let mut row = Row::<EVENT_COLUMNS>::new();
     row.set_eight(EVENT_XACT_ID, xact_id()?);
     row.set_four(EVENT_N, n);
@@ -301,8 +312,25 @@ pub struct TransactionRecord {
     pub client_addr: Option<String>,
 }
 
-/// Inserts the transaction's record.
+/// Inserts the transaction's record. 54000 where its texts leave no room for an entry.
 pub fn insert_transaction(record: &TransactionRecord) -> Result<()> {
+    let texts = [
+        Some(record.session_user_name.as_str()),
+        Some(&record.role_name),
+        record.principal.as_deref(),
+        record.fleet_id.as_deref(),
+        record.cause.as_deref(),
+        Some(record.binding),
+        record.application_name.as_deref(),
+        record.client_addr.as_deref(),
+    ];
+    entry::texts_within(texts, entry::MAX_CONTEXT_TEXTS).map_err(|bytes| Error::LimitExceeded {
+        message: format!("what is recorded of this transaction takes {bytes} bytes of each entry in the log"),
+        hint: format!(
+            "At most {}, with each control character counted as six: a shorter cause, principal or application_name.",
+            entry::MAX_CONTEXT_TEXTS
+        ),
+    })?;
     let mut row = Row::<TRANSACTION_COLUMNS>::new();
     row.set_eight(TRANSACTION_XACT_ID, xact_id()?);
     row.set_eight(TRANSACTION_STAMP, record.stamp);

@@ -56,7 +56,12 @@ fn body(frame: &Frame, root: u32, name: &str) -> String {
         if index > 0 {
             body.push_str("; ");
         }
-        body.push_str(what);
+        // One name alone may be longer: that of a function with a hundred arguments.
+        let cut = what.floor_char_boundary(MAX_BODY_BYTES);
+        body.push_str(&what[..cut]);
+        if cut < what.len() {
+            body.push('…');
+        }
     }
     body
 }
@@ -64,12 +69,11 @@ fn body(frame: &Frame, root: u32, name: &str) -> String {
 /// `{"statement":"…"}`; where the text is cut, `"length"` tells how many bytes it had. Columns that were renamed stand
 /// in `"renamed"`, each with both names, from which `agd.verify_table()` knows it in older images.
 fn payload(frame: &Frame, root: u32) -> Vec<u8> {
-    let statement = frame.statement();
-    let cut = statement.floor_char_boundary(MAX_STATEMENT_BYTES);
+    let (statement, length) = frame.statement(MAX_STATEMENT_BYTES);
     let mut json = b"{\"statement\":".to_vec();
-    write_string(&mut json, &statement.as_bytes()[..cut]);
-    if cut < statement.len() {
-        json.extend_from_slice(format!(",\"length\":{}", statement.len()).as_bytes());
+    write_string(&mut json, statement.as_bytes());
+    if statement.len() < length {
+        json.extend_from_slice(format!(",\"length\":{length}").as_bytes());
     }
     let renamed = frame.renamed.iter().filter(|(of, ..)| *of == root);
     for (number, (_, before, after)) in renamed.clone().enumerate() {

@@ -169,7 +169,9 @@ fn expect_intact(table: &Table) -> Result<()> {
                 relation.as_deref().unwrap_or_default(),
                 problem.as_deref().unwrap_or_default()
             ),
-            hint: "The table was changed after this transaction began. Roll back and try again.".into(),
+            hint: "Mend that and call it again. If it was not so when this transaction began, the table was changed since: \
+                   roll back and try again."
+                .into(),
         }),
         _ => Ok(()),
     }

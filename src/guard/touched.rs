@@ -190,11 +190,12 @@ impl Frame {
         Ok(())
     }
 
-    /// The text of the statement.
-    pub fn statement(&self) -> String {
+    /// The text of the statement, cut where it is longer than so many bytes; and its whole length. (Statements may have a
+    /// gigabyte.)
+    pub fn statement(&self, longest: usize) -> (String, usize) {
         let (source, location, length) = self.source;
         if source.is_null() {
-            return String::new();
+            return (String::new(), 0);
         }
         // SAFETY: the query string outlives the statement it holds, and a frame does not.
         let whole = unsafe { CStr::from_ptr(source) }.to_bytes();
@@ -203,7 +204,13 @@ impl Frame {
             Ok(length) if length > 0 => (from + length).min(whole.len()),
             _ => whole.len(),
         };
-        String::from_utf8_lossy(&whole[from..to]).trim().to_owned()
+        let whole = whole[from..to].trim_ascii();
+        // A character that the cut would take apart is left out.
+        let mut cut = whole.len().min(longest);
+        while whole.get(cut).is_some_and(|byte| byte & 0xc0 == 0x80) && cut > 0 {
+            cut -= 1;
+        }
+        (String::from_utf8_lossy(&whole[..cut]).into_owned(), whole.len())
     }
 
     /// Its command tag.

@@ -257,9 +257,12 @@ fn guard_state_body(digest: &[u8]) -> Result<String> {
     let digest = Hash::try_from(digest).map_err(|_| Error::Internal("agd: the guard state is no digest".into()))?;
     // From catalog rows alone, as the digest: nothing here waits for a lock on a guarded table.
     let open = query::one::<String>(
+        // The first hundred: what is aggregated is bounded before it is cut.
         "SELECT pg_catalog.left(pg_catalog.string_agg(pg_catalog.format('%s: %s', w.relation, w.problem), '; '
                                                       ORDER BY w.relation::text COLLATE \"C\", w.problem), 4000)
-           FROM agd.every_guard g CROSS JOIN LATERAL agd.guard_problems(g.relation, '{}') w",
+           FROM (SELECT p.relation, p.problem
+                   FROM agd.every_guard g CROSS JOIN LATERAL agd.guard_problems(g.relation, '{}') p
+                  ORDER BY p.relation::text COLLATE \"C\", p.problem LIMIT 100) w",
         &[],
     )?;
     Ok(agd_core::guard_state::body(&digest, open.as_deref()))

@@ -91,6 +91,41 @@ pub enum EntryError {
     },
 }
 
+/// The most bytes that an event's own texts (action, tenant, relation, body, role) take in its entry, their escapes included.
+pub const MAX_EVENT_TEXTS: usize = 35 << 10;
+
+/// The most that the texts of its transaction take (session user, role, principal, fleet, cause, binding, application name,
+/// address).
+///
+/// What is within both has an entry: the rest of one, keys, digests, numbers and times, takes no more than what is left of
+/// [`MAX_ENTRY_LEN`]. So an event that keeps to the first when it is recorded, in a transaction that keeps to the second when
+/// it is closed, has a canonical form for certain.
+pub const MAX_CONTEXT_TEXTS: usize = 28 << 10;
+
+/// How many bytes these texts take in an entry, their escapes included, if it is at most `max`; the number otherwise, as an
+/// error.
+///
+/// # Errors
+/// How many they take, when that is more than `max`.
+pub fn texts_within<'a>(texts: impl IntoIterator<Item = Option<&'a str>> + Clone, max: usize) -> Result<(), usize> {
+    // One byte becomes six at most. Nearly all events are decided here.
+    let plain: usize = texts.clone().into_iter().flatten().map(str::len).sum();
+    if plain <= max / 6 {
+        return Ok(());
+    }
+    let escaped = |text: &str| text.bytes().map(escaped_len).sum::<usize>();
+    let taken: usize = texts.into_iter().flatten().map(escaped).sum();
+    if taken <= max { Ok(()) } else { Err(taken) }
+}
+
+fn escaped_len(byte: u8) -> usize {
+    match ESCAPES[usize::from(byte)] {
+        0 => 1,
+        b'u' => 6,
+        _ => 2,
+    }
+}
+
 /// One event, borrowed. Optional fields that are `None` do not appear in the entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry<'a> {

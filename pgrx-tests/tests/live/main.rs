@@ -11,6 +11,7 @@ mod openssl;
 mod s3_server;
 
 mod actors;
+mod attack_bounds;
 mod attack_identity;
 mod attack_triggers;
 mod bulk;

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use agd_core::entry::{Entry, EntryError, EventId, ImageKind, OwnedEntry, image_digest, parse};
+use agd_core::entry::{self, Entry, EntryError, EventId, ImageKind, OwnedEntry, image_digest, parse};
 use agd_core::merkle::Hash;
 use proptest::prelude::*;
 use serde_json::Value;
@@ -279,6 +279,35 @@ fn entries() -> impl Strategy<Value = OwnedEntry> {
     })
 }
 
+/// As many texts, of characters that are escaped and such that are not, about as long together as the limit and often just
+/// that.
+fn texts(number: usize, limit: usize) -> impl Strategy<Value = Vec<String>> {
+    let kinds = prop::collection::vec(prop::sample::select(vec!["a", "\u{1}", "\"", "\n", "é", "\u{10ffff}"]), number);
+    let shares = prop::collection::vec(1..1000_usize, number);
+    let spare = prop_oneof![Just(0_usize), 0..50_usize, Just(usize::MAX)];
+    (kinds, shares, spare, 0..3_usize).prop_map(move |(kinds, shares, spare, over)| {
+        let all: usize = shares.iter().sum();
+        let budget = if spare == usize::MAX { limit / 7 } else { limit - spare };
+        let mut left = budget + over;
+        let last = kinds.len() - 1;
+        kinds
+            .iter()
+            .zip(&shares)
+            .enumerate()
+            .map(|(index, (kind, share))| {
+                let mut out = Vec::new();
+                entry::escape(&mut out, kind.as_bytes());
+                let room = if index == last { left } else { budget * share / all };
+                let count = room.min(left) / out.len();
+                left -= count * out.len();
+                // What one kind leaves over, the last fills with single bytes.
+                let rest = if index == last { left } else { 0 };
+                kind.repeat(count) + &"x".repeat(rest)
+            })
+            .collect()
+    })
+}
+
 proptest! {
     #[test]
     fn round_trip(entry in entries()) {
@@ -312,6 +341,61 @@ proptest! {
         prop_assert_eq!(&read["v"], &Value::from(1));
         // Sorted keys, no spaces, the shortest escapes: the canonical form, found by another writer.
         prop_assert_eq!(serde_json::to_string(&read).unwrap(), bytes);
+    }
+
+    /// What a recorder accepts has an entry: the two budgets, whatever the texts are made of, and the rest of an entry at its
+    /// longest.
+    #[test]
+    fn what_keeps_to_its_budgets_has_an_entry(
+        event in texts(5, entry::MAX_EVENT_TEXTS),
+        context in texts(8, entry::MAX_CONTEXT_TEXTS),
+        at in prop_oneof![Just(i64::MIN), Just(i64::MAX), any::<i64>()],
+    ) {
+        let given = |texts: &[String]| texts.iter().map(|text| Some(text.clone())).collect::<Vec<_>>();
+        let (event_texts, context_texts) = (given(&event), given(&context));
+        let within = |texts: &[Option<String>], max| entry::texts_within(texts.iter().map(Option::as_deref), max);
+        let taken = |texts: &[String]| texts.iter().map(|text| {
+            let mut out = Vec::new();
+            entry::escape(&mut out, text.as_bytes());
+            out.len()
+        }).sum::<usize>();
+        // The judgement is exact.
+        for (texts, given, max) in
+            [(&event, &event_texts, entry::MAX_EVENT_TEXTS), (&context, &context_texts, entry::MAX_CONTEXT_TEXTS)]
+        {
+            let taken = taken(texts);
+            prop_assert_eq!(within(given, max), if taken <= max { Ok(()) } else { Err(taken) });
+        }
+        let fits = within(&event_texts, entry::MAX_EVENT_TEXTS).is_ok()
+            && within(&context_texts, entry::MAX_CONTEXT_TEXTS).is_ok();
+        let entry = Entry {
+            event_id: EventId { xact_id: u64::MAX, n: u32::MAX },
+            action: &event[0],
+            tenant: Some(&event[1]),
+            relation: Some(&event[2]),
+            body: Some(&event[3]),
+            // An event's own role stands in the place of its transaction's: both are counted.
+            role_name: if event[4].len() > context[1].len() { &event[4] } else { &context[1] },
+            at,
+            committed_at: at,
+            guard_id: Some("00000000-0000-0000-0000-000000000000"),
+            row_key: Some([0xff; 32]),
+            old: Some([0xff; 32]),
+            new: Some([0xff; 32]),
+            session_user_name: &context[0],
+            principal: Some(&context[2]),
+            fleet_id: Some(&context[3]),
+            cause: Some(&context[4]),
+            binding: &context[5],
+            application_name: Some(&context[6]),
+            client_addr: Some(&context[7]),
+        };
+        let mut out = Vec::new();
+        let encoded = entry.try_encode_into(&mut out);
+        prop_assert!(!fits || encoded.is_ok(), "{:?}", encoded);
+        if fits {
+            prop_assert!(parse(&out).is_ok());
+        }
     }
 
     #[test]
