@@ -127,6 +127,9 @@ pub fn init() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
+    if crate::memory::is_ending() {
+        return;
+    }
     let everything = relation == pg_sys::InvalidOid;
     if let Some(catalog) = CATALOG.get()
         && (everything || catalog.all().contains(&relation))

@@ -25,6 +25,7 @@ mod identity;
 mod incarnation;
 mod install;
 mod log;
+mod memory;
 mod nesting;
 mod query;
 mod replication;

@@ -134,10 +134,7 @@ unsafe extern "C-unwind" fn executor_finish(query: *mut pg_sys::QueryDesc) {
         let triggers_belong_to_caller =
             ((*(*query).estate).es_top_eflags as u32 & pg_sys::EXEC_FLAG_SKIP_TRIGGERS) != 0;
         if transaction::must_end_query() {
-            error::entry(|| {
-                transaction::query_ended(outer + 1, triggers_belong_to_caller);
-                Ok(())
-            });
+            error::entry(|| transaction::query_ended(outer + 1, triggers_belong_to_caller));
         }
     }
     return_to(outer);
@@ -204,10 +201,7 @@ unsafe extern "C-unwind" fn process_utility(
         error::entry(|| crate::guard::protect::after_utility(outer + 1));
         // COPY FROM fires row triggers, and ATTACH records a baseline, without an executor query of their own.
         if transaction::must_end_query() {
-            error::entry(|| {
-                transaction::query_ended(outer + 1, false);
-                Ok(())
-            });
+            error::entry(|| transaction::query_ended(outer + 1, false));
         }
         // The prepared transaction's events became visible just now, and no callback of this backend told so.
         if commits_prepared {

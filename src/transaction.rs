@@ -9,8 +9,10 @@
 use crate::error::{self, Error, OrRaise, Result};
 use crate::fleet::acting;
 use crate::guard::touched;
-use crate::{backend, catalog, ceiling, denied, event, home, identity, nesting, replication, shmem, stamp, tenant};
-use agd_core::intent::{Intent, Intents, Operation, Void};
+use crate::{
+    backend, catalog, ceiling, denied, event, home, identity, memory, nesting, replication, shmem, stamp, tenant,
+};
+use agd_core::intent::{Intent, Intents, NoMemory, Operation, Void};
 use pgrx::prelude::*;
 use std::cell::RefCell;
 
@@ -49,6 +51,9 @@ struct Live {
     subtransaction: u32,
     events: i64,
 }
+
+/// All causes that a transaction may still fall back to.
+const MAX_CAUSES_BYTES: usize = 1 << 20;
 
 struct Cause {
     subtransaction: u32,
@@ -147,17 +152,53 @@ pub fn next_event() -> Result<(i32, Option<String>)> {
 /// An event was inserted: it counts towards this transaction.
 pub fn event_recorded() {
     let current = backend::subtransaction();
-    with(|state| match state.live.last_mut() {
-        Some(live) if live.subtransaction == current => live.events += 1,
-        _ => state.live.push(Live { subtransaction: current, events: 1 }),
-    });
+    with(|state| state.count(current, 1));
+}
+
+impl State {
+    fn count(&mut self, subtransaction: u32, events: i64) {
+        match self.live.last_mut() {
+            Some(live) if live.subtransaction == subtransaction => live.events += events,
+            _ => self.live.push(Live { subtransaction, events }),
+        }
+    }
+
+    fn set_cause(&mut self, subtransaction: u32, text: String) {
+        // What was set in it before is replaced.
+        self.causes.retain(|cause| cause.subtransaction < subtransaction);
+        self.causes.push(Cause { subtransaction, text });
+    }
+
+    /// A subtransaction ended well: what it did is its parent's, so that there are never more counts and causes than
+    /// subtransactions are open.
+    fn merge(&mut self, subtransaction: u32, parent: u32) {
+        self.levels.retain(|(open, _)| *open < subtransaction);
+        let mut events = None;
+        while let Some(inner) = self.live.pop_if(|live| live.subtransaction >= subtransaction) {
+            events = Some(events.unwrap_or(0) + inner.events);
+        }
+        if let Some(events) = events {
+            self.count(parent, events);
+        }
+        if let Some(cause) = self.causes.pop_if(|cause| cause.subtransaction >= subtransaction) {
+            self.set_cause(parent, cause.text);
+        }
+    }
 }
 
 /// Remembers that a row was recorded and must be confirmed.
-pub fn expect_write(relation: pg_sys::Oid, operation: Operation, fingerprint: u64, place: (u32, u16)) {
+///
+/// 53200 where there is no memory: 16 bytes for each row that a statement writes, until it has been written.
+pub fn expect_write(relation: pg_sys::Oid, operation: Operation, fingerprint: u64, place: (u32, u16)) -> Result<()> {
     let (level, current) = (nesting::level(), backend::subtransaction());
     let intent = Intent { fingerprint, block: place.0, offset: place.1 };
-    with(|state| state.intents.add(level, relation.to_u32(), operation, current, intent));
+    remembered(|state| state.intents.add(level, relation.to_u32(), operation, current, intent))
+}
+
+fn remembered<T>(body: impl FnOnce(&mut State) -> std::result::Result<T, NoMemory>) -> Result<T> {
+    memory::fallible(|| with(body)).map_err(|NoMemory| {
+        Error::OutOfMemory("agd: no memory for the rows that this statement has recorded and not written yet".into())
+    })
 }
 
 /// The row was written, and it is the one recorded first of those that wait. False: look with [`confirm_write`].
@@ -167,12 +208,13 @@ pub fn confirm_first(relation: pg_sys::Oid, operation: Operation, fingerprint: u
 
 /// The row was written; these are the fingerprints it may have been recorded by. False: what was written is not what was
 /// recorded.
-pub fn confirm_write(relation: pg_sys::Oid, operation: Operation, fingerprints: [u64; 2]) -> bool {
+pub fn confirm_write(relation: pg_sys::Oid, operation: Operation, fingerprints: [u64; 2]) -> Result<bool> {
     let mut voids = Vec::new();
-    let confirmed =
-        with(|state| state.intents.confirm(nesting::level(), relation.to_u32(), operation, fingerprints, &mut voids));
+    let confirmed = remembered(|state| {
+        state.intents.confirm(nesting::level(), relation.to_u32(), operation, fingerprints, &mut voids)
+    })?;
     withdraw(&voids);
-    confirmed
+    Ok(confirmed)
 }
 
 /// Did this transaction record anything that stands?
@@ -186,14 +228,14 @@ pub fn must_end_query() -> bool {
 }
 
 /// A query or COPY of this nesting level ended.
-pub fn query_ended(level: u32, triggers_belong_to_caller: bool) {
+pub fn query_ended(level: u32, triggers_belong_to_caller: bool) -> Result<()> {
     if triggers_belong_to_caller {
-        with(|state| state.intents.hand_up(level));
-        return;
+        return remembered(|state| state.intents.hand_up(level));
     }
     let mut voids = Vec::new();
-    with(|state| state.intents.end_query(level, &mut voids));
+    remembered(|state| state.intents.end_query(level, &mut voids))?;
     withdraw(&voids);
+    Ok(())
 }
 
 fn withdraw(voids: &[Void]) {
@@ -204,7 +246,8 @@ fn withdraw(voids: &[Void]) {
     with(|state| {
         state.voided += voids.len() as u64;
         for void in voids {
-            if let Some(live) = state.live.iter_mut().rev().find(|live| live.subtransaction == void.subtransaction) {
+            // Where that subtransaction has ended, the one around it counts.
+            if let Some(live) = state.live.iter_mut().rev().find(|live| live.subtransaction <= void.subtransaction) {
                 live.events -= 1;
             }
         }
@@ -230,7 +273,16 @@ fn keep_cause(text: String) -> Result<()> {
                 hint: "Commit first: a transaction has one cause.".into(),
             });
         }
-        state.causes.push(Cause { subtransaction: current, text });
+        let kept: usize = state.causes.iter().map(|cause| cause.text.len()).sum();
+        if kept + text.len() > MAX_CAUSES_BYTES {
+            return Err(Error::LimitExceeded {
+                message: format!(
+                    "the causes of this transaction's open savepoints have more than {MAX_CAUSES_BYTES} bytes"
+                ),
+                hint: "Set the cause once, before the savepoints: a transaction has one cause.".into(),
+            });
+        }
+        state.set_cause(current, text);
         Ok(())
     })
 }
@@ -295,7 +347,7 @@ pub fn role_name() -> String {
 /// Withdraws what was never written, then closes the transaction with its record and its commit stamp.
 fn close() -> Result<()> {
     let mut voids = Vec::new();
-    with(|state| state.intents.end_query(0, &mut voids));
+    remembered(|state| state.intents.end_query(0, &mut voids))?;
     withdraw(&voids);
 
     let (events, cause, identity, bypass) = with(|state| {
@@ -373,6 +425,11 @@ fn forget() -> State {
 }
 
 unsafe extern "C-unwind" fn transaction_event(what: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
+    if memory::is_ending() {
+        // The roll-back of a session that gets no memory.
+        tenant::share::clear();
+        return;
+    }
     // SAFETY: PostgreSQL calls this; the frame has nothing to drop.
     unsafe { error::entry(|| on_transaction_event(what)) }
 }
@@ -435,9 +492,12 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
 unsafe extern "C-unwind" fn subtransaction_event(
     what: pg_sys::SubXactEvent::Type,
     subtransaction: pg_sys::SubTransactionId,
-    _parent: pg_sys::SubTransactionId,
+    parent: pg_sys::SubTransactionId,
     _argument: *mut std::ffi::c_void,
 ) {
+    if memory::is_ending() {
+        return;
+    }
     // Subtransaction numbers only grow, and one that is still open has a smaller number than everything inside it: what
     // a rolled-back subtransaction did, committed children included, is what carries its number or a larger one.
     match what {
@@ -445,7 +505,7 @@ unsafe extern "C-unwind" fn subtransaction_event(
             with(|state| state.levels.push((subtransaction, nesting::level())));
         }
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
-            with(|state| state.levels.retain(|(open, _)| *open < subtransaction));
+            with(|state| state.merge(subtransaction, parent));
         }
         pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => with(|state| {
             // An error jumped out of whatever ran inside.

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::event;
 use crate::guard::redact::Redaction;
 use crate::guard::{json, scalar};
+use crate::memory;
 use pgrx::pg_sys;
 use siphasher::sip::SipHasher13;
 use std::ffi::{CStr, c_char, c_int};
@@ -570,7 +571,7 @@ fn make_room(out: &mut Vec<u8>, begin: usize, bytes: usize) {
         return;
     }
     event::check_image_size((out.len() - begin).saturating_add(bytes));
-    if out.try_reserve(bytes + LARGE).is_err() {
+    if memory::fallible(|| out.try_reserve(bytes + LARGE)).is_err() {
         Error::OutOfMemory(format!("agd: no memory for a row image of {bytes} bytes")).raise();
     }
 }

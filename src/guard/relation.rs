@@ -62,6 +62,9 @@ pub fn init() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn schema_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
+    if crate::memory::is_ending() {
+        return;
+    }
     GENERATION.set(GENERATION.get().wrapping_add(1));
     LAST.set(None);
     CACHE.with_borrow_mut(HashMap::clear);
@@ -79,9 +82,20 @@ pub fn row_format(relation: pg_sys::Relation) -> Result<Rc<RowFormat>> {
     let root = unsafe { partition_root((*relation).rd_id) };
     let format = Rc::new(RowFormat::new(descriptor, &primary_key(relation)?, Redaction::of(root)?)?);
     if GENERATION.get() == generation {
-        FORMATS.with_borrow_mut(|formats| formats.insert(oid, Rc::clone(&format)));
+        FORMATS.with_borrow_mut(|formats| keep(formats, oid, &format));
     }
     Ok(format)
+}
+
+/// So many relations are remembered. A session that writes more of them (a root with ten thousand partitions) reads them
+/// again now and then.
+const KEPT: usize = 1024;
+
+fn keep<T>(cache: &mut HashMap<u32, Rc<T>>, oid: u32, value: &Rc<T>) {
+    if cache.len() >= KEPT {
+        cache.clear();
+    }
+    cache.insert(oid, Rc::clone(value));
 }
 
 /// Forgets a relation and everything that hangs on it; InvalidOid: all.
@@ -130,7 +144,7 @@ fn remembered(relation: pg_sys::Relation, oid: pg_sys::Oid, guard_id: &CStr) -> 
     let generation = GENERATION.get();
     let loaded = Rc::new(load(relation, guard_id)?);
     if GENERATION.get() == generation {
-        CACHE.with_borrow_mut(|cache| cache.insert(oid.to_u32(), Rc::clone(&loaded)));
+        CACHE.with_borrow_mut(|cache| keep(cache, oid.to_u32(), &loaded));
     }
     Ok(loaded)
 }

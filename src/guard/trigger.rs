@@ -353,7 +353,7 @@ fn record_write(call: &Call) -> Result<pg_sys::HeapTuple> {
         })
         .map_err(refused)?;
         let fingerprint = guard.format.quick_fingerprint(tuple).unwrap_or_else(|| guard.format.fingerprint(final_row));
-        transaction::expect_write(call.oid(), operation, fingerprint, place);
+        transaction::expect_write(call.oid(), operation, fingerprint, place).map_err(refused)?;
         Ok(tuple)
     })
 }
@@ -439,7 +439,7 @@ fn confirm_write(call: &Call) -> Result<pg_sys::HeapTuple> {
         // A row that was compressed in between was not recorded by its bytes.
         rows.new.deform(tuple, call.descriptor());
         let fingerprint = guard.format.fingerprint(&rows.new);
-        if transaction::confirm_write(call.oid(), operation, [fingerprint, quick.unwrap_or(fingerprint)]) {
+        if transaction::confirm_write(call.oid(), operation, [fingerprint, quick.unwrap_or(fingerprint)])? {
             return Ok(tuple);
         }
         let tenant = tenant_of(&guard, None, Some(&rows.new)).ok().flatten();

@@ -59,6 +59,9 @@ pub struct Mapping {
     pub mode: Mode,
 }
 
+/// So many tenants are remembered.
+const MAX_KNOWN: usize = 4096;
+
 #[derive(Default)]
 struct Cached {
     /// The users asked about, and their mappings: the session user, and whose functions it calls.
@@ -284,7 +287,13 @@ pub fn exists(tenant: &str) -> Result<bool> {
         Ok(())
     })?;
     if found {
-        CACHED.with_borrow_mut(|cached| cached.known.insert(tenant.to_owned()));
+        CACHED.with_borrow_mut(|cached| {
+            // Rows of very many tenants in one transaction: some are looked up again.
+            if cached.known.len() >= MAX_KNOWN {
+                cached.known.clear();
+            }
+            cached.known.insert(tenant.to_owned());
+        });
     }
     Ok(found)
 }

@@ -2,7 +2,7 @@
 //!
 //! A `VecDeque` doubles: five million intents of 16 bytes would hold, and while it grows copy, up to twice what they need.
 
-use std::collections::VecDeque;
+use std::collections::{TryReserveError, VecDeque};
 
 /// Items of a segment.
 const SEGMENT: usize = 4096;
@@ -29,12 +29,23 @@ impl<T> Fifo<T> {
         self.length == 0
     }
 
-    pub(crate) fn push(&mut self, item: T) {
-        self.length += 1;
+    /// One more at the end; an error when there is no memory, and then nothing is changed.
+    pub(crate) fn try_push(&mut self, item: T) -> Result<(), TryReserveError> {
         match self.segments.back_mut() {
-            Some(segment) if segment.len() < SEGMENT => segment.push_back(item),
-            _ => self.segments.push_back(VecDeque::from([item])),
+            Some(segment) if segment.len() < SEGMENT => {
+                segment.try_reserve(1)?;
+                segment.push_back(item);
+            }
+            _ => {
+                let mut segment = VecDeque::new();
+                segment.try_reserve(1)?;
+                segment.push_back(item);
+                self.segments.try_reserve(1)?;
+                self.segments.push_back(segment);
+            }
         }
+        self.length += 1;
+        Ok(())
     }
 
     pub(crate) fn first(&self) -> Option<&T> {
@@ -81,7 +92,7 @@ mod tests {
             for (push, count) in steps {
                 if push {
                     for _ in 0..count {
-                        fifo.push(next);
+                        fifo.try_push(next).unwrap();
                         model.push_back(next);
                         next += 1;
                     }
@@ -102,7 +113,7 @@ mod tests {
         let mut fifo = Fifo::default();
         let room = |fifo: &Fifo<u64>| fifo.segments.iter().map(VecDeque::capacity).sum::<usize>();
         for item in 0..200_000u64 {
-            fifo.push(item);
+            fifo.try_push(item).unwrap();
             assert!(room(&fifo) <= fifo.len() + SEGMENT);
         }
         while fifo.pop().is_some() {

@@ -7,6 +7,8 @@
 //! Why first-in-first-out: PostgreSQL queues AFTER ROW events of one query in the order of the writes, and writes rows in
 //! the order of their BEFORE triggers. So when a row is confirmed, every older intent of its queue was not written.
 
+use std::collections::TryReserveError;
+
 use crate::fifo::Fifo;
 
 /// Which of the three row operations an intent is for.
@@ -42,6 +44,16 @@ pub struct Void {
     pub subtransaction: u32,
 }
 
+/// There is no memory for what is to be remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoMemory;
+
+impl From<TryReserveError> for NoMemory {
+    fn from(_: TryReserveError) -> Self {
+        NoMemory
+    }
+}
+
 #[derive(Debug)]
 struct Queue {
     level: u32,
@@ -65,8 +77,17 @@ impl Intents {
     }
 
     /// Remembers a recorded row.
-    pub fn add(&mut self, level: u32, relation: u32, operation: Operation, subtransaction: u32, intent: Intent) {
-        self.outstanding += 1;
+    ///
+    /// # Errors
+    /// [`NoMemory`]; nothing is remembered then.
+    pub fn add(
+        &mut self,
+        level: u32,
+        relation: u32,
+        operation: Operation,
+        subtransaction: u32,
+        intent: Intent,
+    ) -> Result<(), NoMemory> {
         let found = self.queues.iter_mut().rev().find(|queue| {
             queue.level == level
                 && queue.relation == relation
@@ -74,13 +95,16 @@ impl Intents {
                 && queue.subtransaction == subtransaction
         });
         match found {
-            Some(queue) => queue.intents.push(intent),
+            Some(queue) => queue.intents.try_push(intent)?,
             None => {
                 let mut intents = Fifo::default();
-                intents.push(intent);
+                intents.try_push(intent)?;
+                self.queues.try_reserve(1)?;
                 self.queues.push(Queue { level, relation, operation, subtransaction, intents });
             }
         }
+        self.outstanding += 1;
+        Ok(())
     }
 
     /// A row was written. True: it is the one that was recorded first of those that wait, and its record is confirmed.
@@ -103,6 +127,9 @@ impl Intents {
 
     /// A row was written, and these are the fingerprints it may have been recorded by. True: its record is confirmed; the
     /// records passed over are appended to `voids`. False: no record has this image.
+    ///
+    /// # Errors
+    /// [`NoMemory`]; nothing is changed then.
     pub fn confirm(
         &mut self,
         level: u32,
@@ -110,7 +137,7 @@ impl Intents {
         operation: Operation,
         fingerprints: [u64; 2],
         voids: &mut Vec<Void>,
-    ) -> bool {
+    ) -> Result<bool, NoMemory> {
         for queue in self.queues.iter_mut().rev() {
             if queue.level != level || queue.relation != relation || queue.operation != operation {
                 continue;
@@ -118,17 +145,23 @@ impl Intents {
             let position = queue.intents.iter().position(|intent| fingerprints.contains(&intent.fingerprint));
             if let Some(position) = position {
                 let subtransaction = queue.subtransaction;
+                voids.try_reserve(position)?;
                 self.outstanding -= position + 1;
                 voids.extend(queue.intents.take(position).map(|intent| void(intent, subtransaction)));
                 queue.intents.pop();
-                return true;
+                return Ok(true);
             }
         }
-        false
+        Ok(false)
     }
 
     /// A query ended: what it recorded and did not write is void. Also drops the queues of deeper levels.
-    pub fn end_query(&mut self, level: u32, voids: &mut Vec<Void>) {
+    ///
+    /// # Errors
+    /// [`NoMemory`]; nothing is changed then.
+    pub fn end_query(&mut self, level: u32, voids: &mut Vec<Void>) -> Result<(), NoMemory> {
+        let ended = self.queues.iter().filter(|queue| queue.level >= level);
+        voids.try_reserve(ended.map(|queue| queue.intents.len()).sum())?;
         self.queues.retain_mut(|queue| {
             if queue.level < level {
                 return true;
@@ -139,10 +172,14 @@ impl Intents {
             voids.extend(queue.intents.take(count).map(|intent| void(intent, subtransaction)));
             false
         });
+        Ok(())
     }
 
     /// A query ended whose AFTER triggers run with the query above it: its intents go up one level.
-    pub fn hand_up(&mut self, level: u32) {
+    ///
+    /// # Errors
+    /// [`NoMemory`]: then some may have gone up and others be lost, and the statement must fail.
+    pub fn hand_up(&mut self, level: u32) -> Result<(), NoMemory> {
         for index in 0..self.queues.len() {
             if self.queues[index].level != level || self.queues[index].intents.is_empty() {
                 continue;
@@ -152,10 +189,11 @@ impl Intents {
                 (self.queues[index].relation, self.queues[index].operation, self.queues[index].subtransaction);
             self.outstanding -= moved.len();
             for intent in moved.take(moved.len()) {
-                self.add(level.saturating_sub(1), relation, operation, subtransaction, intent);
+                self.add(level.saturating_sub(1), relation, operation, subtransaction, intent)?;
             }
         }
         self.queues.retain(|queue| queue.level < level);
+        Ok(())
     }
 
     /// A subtransaction was rolled back: it and everything inside it (a larger number) is gone.

@@ -34,18 +34,18 @@ fn row() -> impl Strategy<Value = Row> {
 /// Runs one query: records its rows, confirms those written in order, ends it. Returns the voids.
 fn run(intents: &mut Intents, level: u32, subtransaction: u32, serial: &mut u32, rows: &[Row]) -> Vec<Void> {
     for row in rows {
-        intents.add(level, row.relation, row.operation, subtransaction, intent(*serial, row.image));
+        intents.add(level, row.relation, row.operation, subtransaction, intent(*serial, row.image)).unwrap();
         *serial += 1;
     }
     let mut voids = Vec::new();
     for row in rows.iter().filter(|row| row.written) {
         assert!(
             intents.confirm_first(level, row.relation, row.operation, row.image)
-                || intents.confirm(level, row.relation, row.operation, [row.image; 2], &mut voids),
+                || intents.confirm(level, row.relation, row.operation, [row.image; 2], &mut voids).unwrap(),
             "a written row must be confirmed"
         );
     }
-    intents.end_query(level, &mut voids);
+    intents.end_query(level, &mut voids).unwrap();
     voids
 }
 
@@ -81,14 +81,14 @@ proptest! {
         let mut intents = Intents::default();
         let mut serial = 0;
         for row in &outer {
-            intents.add(1, row.relation, row.operation, 1, intent(serial, row.image));
+            intents.add(1, row.relation, row.operation, 1, intent(serial, row.image)).unwrap();
             serial += 1;
         }
         let voids = run(&mut intents, 2, 1, &mut serial, &inner);
         prop_assert!(places(&voids).iter().all(|place| *place as usize >= outer.len()));
         let mut rest = Vec::new();
         for row in &outer {
-            prop_assert!(intents.confirm(1, row.relation, row.operation, [row.image; 2], &mut rest));
+            prop_assert!(intents.confirm(1, row.relation, row.operation, [row.image; 2], &mut rest).unwrap());
         }
         prop_assert!(rest.is_empty() && intents.is_empty());
     }
@@ -101,14 +101,14 @@ proptest! {
     ) {
         let mut intents = Intents::default();
         for (serial, row) in before.iter().enumerate() {
-            intents.add(1, row.relation, row.operation, 1, intent(serial as u32, row.image));
+            intents.add(1, row.relation, row.operation, 1, intent(serial as u32, row.image)).unwrap();
         }
         for (subtransaction, row) in &inside {
-            intents.add(2, row.relation, row.operation, *subtransaction, intent(1000, row.image));
+            intents.add(2, row.relation, row.operation, *subtransaction, intent(1000, row.image)).unwrap();
         }
         intents.abort_subtransaction(2);
         let mut voids = Vec::new();
-        intents.end_query(0, &mut voids);
+        intents.end_query(0, &mut voids).unwrap();
         prop_assert!(intents.is_empty());
         prop_assert_eq!(places(&voids), (0..before.len() as u32).collect::<Vec<_>>());
     }
@@ -118,14 +118,14 @@ proptest! {
     fn handed_up_records_are_confirmed_above(rows in prop::collection::vec(row(), 1..20)) {
         let mut intents = Intents::default();
         for (serial, row) in rows.iter().enumerate() {
-            intents.add(3, row.relation, row.operation, 1, intent(serial as u32, row.image));
+            intents.add(3, row.relation, row.operation, 1, intent(serial as u32, row.image)).unwrap();
         }
-        intents.hand_up(3);
+        intents.hand_up(3).unwrap();
         let mut voids = Vec::new();
-        intents.end_query(3, &mut voids);
+        intents.end_query(3, &mut voids).unwrap();
         prop_assert!(voids.is_empty());
         for row in &rows {
-            prop_assert!(intents.confirm(2, row.relation, row.operation, [row.image; 2], &mut voids));
+            prop_assert!(intents.confirm(2, row.relation, row.operation, [row.image; 2], &mut voids).unwrap());
         }
         prop_assert!(voids.is_empty() && intents.is_empty());
     }
@@ -134,14 +134,14 @@ proptest! {
 #[test]
 fn a_row_that_was_not_recorded_is_not_confirmed() {
     let mut intents = Intents::default();
-    intents.add(1, 7, Operation::Insert, 1, intent(0, 42));
+    intents.add(1, 7, Operation::Insert, 1, intent(0, 42)).unwrap();
     let mut voids = Vec::new();
-    assert!(!intents.confirm(1, 7, Operation::Insert, [43; 2], &mut voids), "another image");
-    assert!(!intents.confirm(1, 7, Operation::Update, [42; 2], &mut voids), "another operation");
-    assert!(!intents.confirm(1, 8, Operation::Insert, [42; 2], &mut voids), "another relation");
-    assert!(!intents.confirm(2, 7, Operation::Insert, [42; 2], &mut voids), "another query");
-    assert!(intents.confirm(1, 7, Operation::Insert, [42; 2], &mut voids));
-    assert!(!intents.confirm(1, 7, Operation::Insert, [42; 2], &mut voids), "a second time");
+    assert!(!intents.confirm(1, 7, Operation::Insert, [43; 2], &mut voids).unwrap(), "another image");
+    assert!(!intents.confirm(1, 7, Operation::Update, [42; 2], &mut voids).unwrap(), "another operation");
+    assert!(!intents.confirm(1, 8, Operation::Insert, [42; 2], &mut voids).unwrap(), "another relation");
+    assert!(!intents.confirm(2, 7, Operation::Insert, [42; 2], &mut voids).unwrap(), "another query");
+    assert!(intents.confirm(1, 7, Operation::Insert, [42; 2], &mut voids).unwrap());
+    assert!(!intents.confirm(1, 7, Operation::Insert, [42; 2], &mut voids).unwrap(), "a second time");
     assert!(voids.is_empty());
 }
 
@@ -149,7 +149,7 @@ fn a_row_that_was_not_recorded_is_not_confirmed() {
 fn the_first_is_confirmed_without_looking_further() {
     let mut intents = Intents::default();
     for (serial, fingerprint) in [(0, 42), (1, 43), (2, 44)] {
-        intents.add(1, 7, Operation::Insert, 1, intent(serial, fingerprint));
+        intents.add(1, 7, Operation::Insert, 1, intent(serial, fingerprint)).unwrap();
     }
     assert!(!intents.confirm_first(1, 7, Operation::Insert, 43), "not the first");
     assert!(!intents.confirm_first(2, 7, Operation::Insert, 42), "another query");
@@ -157,7 +157,7 @@ fn the_first_is_confirmed_without_looking_further() {
     assert!(!intents.confirm_first(1, 7, Operation::Delete, 42), "another operation");
     assert!(intents.confirm_first(1, 7, Operation::Insert, 42));
     let mut voids = Vec::new();
-    assert!(intents.confirm(1, 7, Operation::Insert, [0, 44], &mut voids), "either fingerprint will do");
+    assert!(intents.confirm(1, 7, Operation::Insert, [0, 44], &mut voids).unwrap(), "either fingerprint will do");
     assert_eq!(places(&voids), [1]);
     assert!(intents.is_empty());
 }
