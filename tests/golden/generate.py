@@ -398,6 +398,8 @@ def tokens():
     for name, value in (
         ("tenant", "Acme"), ("tenant", "acme "), ("tenant", ""), ("tenant", "a" * 64), ("tenant", "\u0430cme"),
         ("sub", ""), ("sub", "a\nb"), ("sub", "\u0085"), ("sub", "p" * 129), ("sub", "\x00"),
+        ("sub", "pay\u202eroll"), ("sub", "a\u200bb"), ("sub", "a\u00adb"), ("sub", "\u0378"), ("sub", "\ue000"), ("sub", "a\u00a0b"),
+        ("sub", "a\u2028b"), ("sub", "\U000e0041"), ("sub", "  "),
         ("role", ""), ("role", "r" * 64),
         ("jti", ""), ("jti", "a b"), ("jti", "j" * 65), ("jti", "a=="), ("jti", 7),
         ("iat", str(NOW)), ("iat", NOW + 0.5), ("iat", -1), ("iat", True), ("exp", str(NOW + 5)), ("exp", 1e400),

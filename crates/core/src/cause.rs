@@ -109,6 +109,12 @@ pub fn is_normalised(cause: &str) -> bool {
     normalised(cause).as_deref() == Ok(cause)
 }
 
+/// Is a character one that is seen as what it is, wherever it stands? Neither white space but the space, nor a control, nor
+/// anything that has no shape, turns text round or means nothing. For names that are shown to people.
+pub(crate) fn is_plain(character: char) -> bool {
+    (character == ' ' || !character.is_whitespace()) && check(1, character).is_ok()
+}
+
 fn check(place: usize, character: char) -> Result<(), CauseError> {
     let code_point = u32::from(character);
     if matches!(character, '\t' | '\n' | ' '..='~') {

