@@ -13,10 +13,13 @@ CREATE FUNCTION agd.check_installation() RETURNS void
 COMMENT ON FUNCTION agd.check_installation() IS 'raises unless this server and database can carry agd';
 SELECT agd.check_installation();
 
--- Roles belong to the whole server: another database may have made them already.
+-- Roles belong to the whole server: another database may have made them already, and an administrator have granted them since.
+-- Or somebody with CREATEROLE made them beforehand and is their member. Only a superuser can label a role for agd (the
+-- library is the label's provider): one without the label is taken as it is only if it is as agd would have made it.
 DO $$
 DECLARE
   wanted record;
+  strange text;
 BEGIN
   FOR wanted IN SELECT * FROM (VALUES
     ('agd_platform',  'operates agd: guards tables, manages tenants; sees headers of events, not payloads'),
@@ -32,6 +35,35 @@ BEGIN
         NULL;  -- an installation in another database made it a moment ago
       END;
     END IF;
+    SELECT pg_catalog.concat_ws(', ',
+             CASE WHEN r.rolcanlogin THEN 'it may log in' END,
+             CASE WHEN r.rolsuper THEN 'it is a superuser' END,
+             CASE WHEN r.rolbypassrls THEN 'it has BYPASSRLS' END,
+             CASE WHEN r.rolcreaterole THEN 'it has CREATEROLE' END,
+             CASE WHEN r.rolcreatedb THEN 'it has CREATEDB' END,
+             CASE WHEN r.rolreplication THEN 'it has REPLICATION' END,
+             (SELECT 'it is a member of ' || pg_catalog.string_agg(DISTINCT pg_catalog.quote_ident(g.rolname), ', ')
+                FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles g ON g.oid = m.roleid WHERE m.member = r.oid),
+             (SELECT 'it has settings of its own'
+               WHERE EXISTS (SELECT FROM pg_catalog.pg_db_role_setting s WHERE s.setrole = r.oid)),
+             -- An administrator's doing, once a superuser has said that the role is agd's.
+             (SELECT 'its members are '
+                     || pg_catalog.string_agg(DISTINCT pg_catalog.quote_ident(u.rolname)
+                                                       || CASE WHEN m.admin_option THEN ' (ADMIN)' ELSE '' END, ', ')
+                FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles u ON u.oid = m.member
+               WHERE m.roleid = r.oid
+                 AND NOT EXISTS (SELECT FROM pg_catalog.pg_shseclabel s
+                                  WHERE s.classoid = 'pg_catalog.pg_authid'::regclass AND s.objoid = r.oid
+                                    AND s.provider = 'agd')))
+      INTO strange
+      FROM pg_catalog.pg_roles r WHERE r.rolname = wanted.name;
+    IF strange <> '' THEN
+      RAISE EXCEPTION 'the role % was there before agd and is not as agd makes it: %', wanted.name, strange
+        USING ERRCODE = '55000',
+              HINT = pg_catalog.format('DROP ROLE %1$I, or take from it what it should not have. If its members are as they should be: '
+                                       'SECURITY LABEL FOR agd ON ROLE %1$I IS ''agd''. Then install again.', wanted.name);
+    END IF;
+    EXECUTE pg_catalog.format('SECURITY LABEL FOR agd ON ROLE %I IS ''agd''', wanted.name);
   END LOOP;
 END
 $$;

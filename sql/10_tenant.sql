@@ -16,9 +16,17 @@ CREATE TABLE agd.role_map (
   role   regrole PRIMARY KEY,
   tenant text COLLATE "C",                -- NULL: any; only for roles that bind each transaction
   mode   text NOT NULL CHECK (mode IN ('role', 'token', 'asserted')),
+  -- The role's own name. In a running cluster a role is known by its number, which a rename does not change; across a dump and a
+  -- restore by this name, or else a number whose role is gone would be whoever has it there (agd.resume()).
+  role_name text COLLATE "C",
   CHECK (tenant IS NOT NULL OR mode <> 'role')
 );
 COMMENT ON TABLE agd.role_map IS 'which login role belongs to which tenant, or may bind to it, and how';
+
+-- Each mapped role is granted USAGE of this type, which means nothing: so PostgreSQL refuses to drop the role, in whatever
+-- database, until agd.unmap_role() has taken it back. Its number cannot pass to another role while it is mapped.
+CREATE DOMAIN agd.mapped_role AS text;
+COMMENT ON DOMAIN agd.mapped_role IS 'of no use but this: whoever has USAGE of it is mapped to a tenant, and cannot be dropped';
 
 -- Public halves only. The library reads it by column position (src/tenant/key.rs): same order there.
 CREATE TABLE agd.tenant_key (
@@ -44,6 +52,12 @@ CREATE FUNCTION agd.map_role(role name, tenant text, mode text DEFAULT 'role') R
   AS 'MODULE_PATHNAME', 'agd_map_role';
 COMMENT ON FUNCTION agd.map_role(name, text, text) IS
   'role: the login role is the tenant''s, bound with no call. token, asserted: each transaction binds by itself, with agd.bind() or agd.enter(); to this tenant alone, or NULL: to any';
+
+CREATE FUNCTION agd.unmap_role(role name, reason text) RETURNS void
+  LANGUAGE c VOLATILE
+  AS 'MODULE_PATHNAME', 'agd_unmap_role';
+COMMENT ON FUNCTION agd.unmap_role(name, text) IS
+  'takes a role''s mapping away, from its commit on; the reason is recorded. A role that is gone is named as it was called when it was mapped';
 
 CREATE FUNCTION agd.add_tenant_key(tenant text, kid text, public_key bytea) RETURNS void
   LANGUAGE c VOLATILE

@@ -53,7 +53,8 @@ BEGIN ATOMIC
     FROM own c JOIN pg_catalog.pg_rewrite r ON r.ev_class = c.oid
   UNION ALL
   SELECT pg_catalog.format('policy %s of %s', p.polname, c.relname),
-         pg_catalog.format('%s %s %s %s', p.polcmd, p.polpermissive, p.polqual, p.polwithcheck)
+         pg_catalog.format('%s %s %s %s %s', p.polcmd, p.polpermissive, p.polqual, p.polwithcheck,
+                           (SELECT pg_catalog.string_agg(r.oid::text, ' ' ORDER BY r.oid) FROM pg_catalog.unnest(p.polroles) AS r(oid)))
     FROM own c JOIN pg_catalog.pg_policy p ON p.polrelid = c.oid
   UNION ALL
   SELECT pg_catalog.format('inheritance of %s', c.relname), pg_catalog.format('%s %s', i.inhrelid, i.inhparent)

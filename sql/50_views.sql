@@ -54,7 +54,7 @@ CREATE FUNCTION agd.is_publisher() RETURNS boolean
   LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'is_publisher_wrapper';
 COMMENT ON FUNCTION agd.is_publisher() IS 'is this session a member of agd_publisher';
 
-CREATE VIEW agd.anchors AS
+CREATE VIEW agd.anchors WITH (security_barrier) AS
   SELECT l.origin,
          l.tenant,
          c.tree_size,

@@ -10,6 +10,9 @@ BEGIN
     SELECT * FROM (VALUES
       ('event', ARRAY['load']), ('transaction', ARRAY['load']),
       ('log', ARRAY['worker', 'load']), ('tile', ARRAY['worker', 'load']), ('checkpoint', ARRAY['worker', 'load']),
+      ('publication', ARRAY['worker', 'load']), ('timestamped', ARRAY['worker', 'load']), ('verified', ARRAY['worker']),
+      -- A superuser deletes a key, and with it what the digests mean: sql/30_guard.sql.
+      ('redaction_key', ARRAY['worker', 'load', 'erase']),
       ('sequencer', ARRAY['worker', 'load']), ('home', ARRAY['worker'])) AS t(name, permitted)
   LOOP
     EXECUTE pg_catalog.format(
@@ -32,6 +35,22 @@ BEGIN
          FOR EACH ROW EXECUTE FUNCTION agd.refuse_replicated();
        ALTER TABLE agd.%1$I ENABLE ALWAYS TRIGGER refuse_replicated, ENABLE ALWAYS TRIGGER refuse_replicated_row',
       own.name);
+  END LOOP;
+END
+$$;
+
+-- Nobody reads or writes a table of agd's past its views and functions, whatever pg_read_all_data, pg_write_all_data or a
+-- GRANT gives him: there is no policy, but for the readers of those tables that are granted to roles (90_grants.sql). agd's
+-- owner is a superuser, whom row-level security does not bind; its functions and views act for it.
+DO $$
+DECLARE
+  own record;
+BEGIN
+  FOR own IN
+    SELECT c.relname AS name FROM pg_catalog.pg_class c
+     WHERE c.relnamespace = 'agd'::regnamespace AND c.relkind IN ('r', 'p')
+  LOOP
+    EXECUTE pg_catalog.format('ALTER TABLE agd.%I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', own.name);
   END LOOP;
 END
 $$;

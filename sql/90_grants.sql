@@ -1,7 +1,35 @@
 -- Who may do what. Last of all files: it revokes from everything the others made.
 
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA agd FROM PUBLIC;
-REVOKE ALL ON ALL TABLES IN SCHEMA agd FROM PUBLIC;
+-- From everybody, and not from PUBLIC alone: ALTER DEFAULT PRIVILEGES may have granted whatever to whomever.
+DO $$
+DECLARE
+  granted record;
+BEGIN
+  FOR granted IN
+    SELECT DISTINCT o.kind, o.name, a.grantee
+      FROM (SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass::text, c.relowner, c.relacl
+              FROM pg_catalog.pg_class c
+             WHERE c.relnamespace = 'agd'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+            UNION ALL
+            SELECT 'FUNCTION', f.oid::regprocedure::text, f.proowner,
+                   COALESCE(f.proacl, pg_catalog.acldefault('f', f.proowner))
+              FROM pg_catalog.pg_proc f WHERE f.pronamespace = 'agd'::regnamespace
+            UNION ALL
+            SELECT 'TYPE', t.oid::regtype::text, t.typowner, COALESCE(t.typacl, pg_catalog.acldefault('T', t.typowner))
+              FROM pg_catalog.pg_type t
+             WHERE t.typnamespace = 'agd'::regnamespace AND t.typelem = 0
+               AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t.typrelid AND c.relkind <> 'c')
+            UNION ALL
+            SELECT 'SCHEMA', 'agd', n.nspowner, n.nspacl FROM pg_catalog.pg_namespace n WHERE n.nspname = 'agd'
+           ) AS o (kind, name, owner, acl)
+           CROSS JOIN LATERAL pg_catalog.aclexplode(o.acl) a
+     WHERE a.grantee <> o.owner
+  LOOP
+    EXECUTE pg_catalog.format('REVOKE ALL ON %s %s FROM %s CASCADE', granted.kind, granted.name,
+      CASE granted.grantee WHEN 0 THEN 'PUBLIC' ELSE granted.grantee::regrole::text END);
+  END LOOP;
+END
+$$;
 
 -- The name agd must resolve for whoever has something to call; what is inside is granted one by one.
 GRANT USAGE ON SCHEMA agd TO PUBLIC;
@@ -32,7 +60,7 @@ GRANT EXECUTE ON FUNCTION agd.history(regclass, jsonb) TO agd_platform, agd_audi
 -- Operates: guards, tenants, anchors. No payloads.
 GRANT EXECUTE ON FUNCTION
   agd.guard(regclass, name, name[], boolean, text, boolean), agd.unguard(regclass, text),
-  agd.create_tenant(text, text), agd.map_role(name, text, text),
+  agd.create_tenant(text, text), agd.map_role(name, text, text), agd.unmap_role(name, text),
   agd.add_tenant_key(text, text, bytea), agd.revoke_tenant_key(text, text), agd.resume(),
   agd.new_incarnation(text) TO agd_platform;
 GRANT SELECT ON agd.tenant, agd.role_map, agd.tenant_key, agd.guarded_table, agd.every_guard TO agd_platform, agd_auditor;
@@ -61,3 +89,45 @@ GRANT EXECUTE ON FUNCTION agd.fleet_statement(text), agd.batch_statement(text[])
   TO agd_platform, agd_auditor, agd_tenant;
 GRANT SELECT ON agd.fleets, agd.fleet_agents, agd.countersign_requests, agd.fleet_pending_cancel, agd.signer,
   agd.fleet_template TO agd_platform, agd_auditor, agd_tenant;
+
+-- Whoever is granted a table sees its rows; nobody else does, whatever else grants it to him (80_own_tables.sql). The library
+-- knows the name: a dump brings these policies along although the extension makes them (src/guard/protect.rs).
+CREATE POLICY agd_readers ON agd.tenant FOR SELECT TO agd_platform, agd_auditor USING (true);
+CREATE POLICY agd_readers ON agd.role_map FOR SELECT TO agd_platform, agd_auditor USING (true);
+CREATE POLICY agd_readers ON agd.tenant_key FOR SELECT TO agd_platform, agd_auditor USING (true);
+CREATE POLICY agd_readers ON agd.guarded_table FOR SELECT TO agd_platform, agd_auditor USING (true);
+CREATE POLICY agd_readers ON agd.signer FOR SELECT TO agd_platform, agd_auditor, agd_tenant USING (true);
+CREATE POLICY agd_readers ON agd.fleet_template FOR SELECT TO agd_platform, agd_auditor, agd_tenant USING (true);
+
+-- What remains is what stands above.
+DO $$
+DECLARE
+  stray text;
+BEGIN
+  SELECT pg_catalog.string_agg(DISTINCT o.name || ' to ' || a.grantee::regrole::text, ', ') INTO stray
+    FROM (SELECT c.oid::regclass::text, c.relowner, c.relacl
+            FROM pg_catalog.pg_class c WHERE c.relnamespace = 'agd'::regnamespace
+          UNION ALL
+          SELECT c.oid::regclass::text || '.' || t.attname, c.relowner, t.attacl
+            FROM pg_catalog.pg_attribute t JOIN pg_catalog.pg_class c ON c.oid = t.attrelid
+           WHERE c.relnamespace = 'agd'::regnamespace AND t.attacl IS NOT NULL
+          UNION ALL
+          SELECT f.oid::regprocedure::text, f.proowner, f.proacl
+            FROM pg_catalog.pg_proc f WHERE f.pronamespace = 'agd'::regnamespace
+          UNION ALL
+          SELECT t.oid::regtype::text, t.typowner, t.typacl
+            FROM pg_catalog.pg_type t WHERE t.typnamespace = 'agd'::regnamespace
+          UNION ALL
+          SELECT 'the schema agd', n.nspowner, n.nspacl FROM pg_catalog.pg_namespace n WHERE n.nspname = 'agd'
+         ) AS o (name, owner, acl)
+         CROSS JOIN LATERAL pg_catalog.aclexplode(o.acl) a
+   WHERE a.grantee <> o.owner AND a.grantee <> 0
+     AND (a.is_grantable
+          OR a.grantee NOT IN (SELECT r.oid FROM pg_catalog.pg_roles r
+                                WHERE r.rolname IN ('agd_platform', 'agd_auditor', 'agd_publisher', 'agd_tenant')));
+  IF stray IS NOT NULL THEN
+    RAISE EXCEPTION 'agd would be installed with privileges that are not its own: %', stray
+      USING ERRCODE = '55000', HINT = 'ALTER DEFAULT PRIVILEGES grants them: \ddp shows it.';
+  END IF;
+END
+$$;

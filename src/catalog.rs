@@ -288,6 +288,19 @@ pub fn lock_number(table: pg_sys::Oid, number: u64, mode: u32) {
     }
 }
 
+/// Lets go of what [`lock_number`] locked in this transaction.
+pub fn unlock_number(table: pg_sys::Oid, number: u64, mode: u32) {
+    // SAFETY: as there.
+    unsafe {
+        pg_sys::UnlockDatabaseObject(
+            table,
+            pg_sys::Oid::from_u32(number as u32),
+            (number >> 32) as u16,
+            mode as pg_sys::LOCKMODE,
+        );
+    }
+}
+
 /// A key of an index scan: attribute number (from 1), equality or range strategy, the comparing function, the value.
 pub fn scan_key(attribute: i16, strategy: u32, function: u32, value: pg_sys::Datum) -> pg_sys::ScanKeyData {
     let mut key = pg_sys::ScanKeyData::default();

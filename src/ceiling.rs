@@ -4,8 +4,9 @@
 //! Owns the two questions before a transaction's first guarded write: do more committed events wait for integration than
 //! `agd.max_unsequenced_events`, and are more anchors unpublished than `agd.max_unpublished_anchors`? An anchor counts as
 //! unpublished when it is one of the platform log's (these cover the tenants') and newer than the newest of them that a
-//! publisher has reported. Promises that reads, the worker's own writes, and transactions that have passed are never held
-//! up; that a restart forgets neither count; and that with both ceilings off (0, the default) a write pays two loads.
+//! publisher has reported. Promises that reads, what agd itself decides (in its own tables) or records, and transactions that
+//! have passed are never held up; that what the worker records of itself, refusals above all, counts towards no ceiling, so
+//! that nobody stops others' writes by being refused; that a restart forgets neither count; and that with both ceilings off (0, the default) a write pays two loads.
 //!
 //! Each count is an atomic in shared memory that is never below the truth for longer than a commit takes: what it allows is
 //! allowed, what it forbids is looked up before anybody is refused.
@@ -19,7 +20,6 @@ use crate::shmem::{self, Database};
 use pgrx::pg_sys;
 use pgrx::pg_sys::ScanDirection::BackwardScanDirection;
 use std::cell::Cell;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How often a waiting write looks again, if nothing wakes it.
@@ -46,11 +46,9 @@ pub fn transaction_ended() {
     PASSED.set(false);
 }
 
-#[allow(unsafe_code)] // reads this process's id
 fn pass(max_events: i64, max_anchors: i64) -> Result<()> {
     let database = shmem::this_database()?;
-    // SAFETY: a process global.
-    if database.worker_pid.load(Ordering::Acquire) == unsafe { pg_sys::MyProcPid } {
+    if database.is_worker() {
         return Ok(());
     }
     let began = Instant::now();
@@ -84,7 +82,7 @@ fn pass(max_events: i64, max_anchors: i64) -> Result<()> {
 
 fn too_many_events(database: &Database, max: i64) -> Result<bool> {
     // What was committed before a restart and is not integrated yet was counted by nobody who is still there.
-    Ok(max > 0 && (!database.restore_waiting(unsequenced_events)? || database.waiting.load(Ordering::Acquire) > max))
+    Ok(max > 0 && (!database.restore_waiting(unsequenced_events)? || database.waiting_of_others() > max))
 }
 
 /// Committed events that the sequencer has not integrated, by the tables.

@@ -4,8 +4,14 @@
 //! attempted ([`attempted`]); [`record`], called where every error of agd becomes PostgreSQL's, puts it into the ring; the
 //! worker turns each slot into a DENIED event in a transaction of its own ([`drain`]). Promises that an attempt is either
 //! an event or counted as lost, exactly once; that a refusal never waits, neither for the worker nor for another refusal;
-//! and that one database's refusals never push out another's, because each has a ring of its own. Never keeps a value of
-//! a row: what stands here goes into the log, and from there where nobody can take it back.
+//! and that one database's refusals never push out another's, because each has a ring of its own, nor one role's another's
+//! for long, because each has a quota. Never keeps a value of a row: what stands here goes into the log, and from there where
+//! nobody can take it back.
+//!
+//! Whose log: that of the tenant that the session was bound to, and the platform's where it was bound to none; a token that does
+//! not bind stands in the log of the tenant whose key it names. What was about another tenant than one's own stands in the
+//! platform's as well, which alone names that tenant, if there is one. So nobody writes into another's log by being refused, nobody learns from his own what others have, and the platform knows who tried
+//! what against whom.
 //!
 //! Shared memory does not outlive the server: what a crash finds in the ring is lost, as documented.
 //!
@@ -21,18 +27,26 @@ use crate::shmem::{self, DATABASES, Database};
 use crate::{backend, tenant, transaction};
 use pgrx::pg_sys;
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Slots of one database's ring. The worker empties it at most ten times a second, so this also bounds how fast refusals
 /// can grow a log: somebody who is refused in a loop fills the ring, and is counted.
 const SLOTS: usize = 128;
 /// Bytes of a slot: room for every name at its full length, and a message.
 const SLOT_SIZE: usize = 1024;
-/// Bytes of a slot before its texts: ticket, time, SQLSTATE, guard.
+/// Bytes of a slot before its texts: ticket, time, SQLSTATE and who is told, guard.
 const HEADER: usize = 8 + 8 + 8 + 1 + 16;
 /// Longest texts: a name (addresses and commands are shorter); a quoted, schema-qualified name.
 const NAME: usize = 63;
 const QUALIFIED: usize = 2 * (2 * NAME + 2) + 1;
+
+/// Attempts of one role in one database that are told one by one in a minute; further ones are counted.
+const QUOTA: u32 = 120;
+/// Quotas that are kept. Roles whose numbers meet share one.
+const QUOTAS: usize = 4096;
+/// How often the log says how many were counted, microseconds. Whoever asks for an anchor is told at once.
+const OVERFLOW_INTERVAL: i64 = 60_000_000;
 
 // A slot's states. Who finds it free makes it its own, fills it and hands it over. A backend that vanished in between,
 // which PostgreSQL answers with a restart of all shared memory, would cost that one slot and block nobody.
@@ -49,15 +63,21 @@ struct Ring {
     lost: AtomicU64,
     /// How many of them the log tells of.
     lost_recorded: AtomicU64,
+    /// When it was last told, microseconds since 2000-01-01.
+    lost_told_at: AtomicI64,
     /// Attempts recorded, since the server started.
     recorded: AtomicU64,
     states: [AtomicU8; SLOTS],
 }
 
-/// All rings, then all slots. Only the rings are initialised, so slots that are never used cost no memory.
+/// All rings, then all slots. Only the rings and quotas are initialised, so slots that are never used cost no memory.
 #[repr(C)]
 struct Shared {
     rings: [Ring; DATABASES],
+    /// In which minute, and how many in it: see [`within_quota`].
+    quotas: [AtomicU64; QUOTAS],
+    /// Nobody can choose roles that share a quota with a certain other one.
+    seed: AtomicU64,
     slots: [[[u8; SLOT_SIZE]; SLOTS]; DATABASES],
 }
 
@@ -75,6 +95,11 @@ pub fn attach() {
         let shared = pg_sys::ShmemInitStruct(c"agd denied".as_ptr(), SHARED_SIZE, &mut found).cast::<Shared>();
         if !found {
             std::ptr::write_bytes(&raw mut (*shared).rings, 0, 1);
+            std::ptr::write_bytes(&raw mut (*shared).quotas, 0, 1);
+            let mut seed = [0u8; 8];
+            // Without randomness the seed is known; nothing else depends on it.
+            let _ = pg_sys::pg_strong_random(seed.as_mut_ptr().cast(), seed.len());
+            (*shared).seed = AtomicU64::new(u64::from_ne_bytes(seed));
         }
         SHARED.store(shared, Ordering::Release);
     }
@@ -109,8 +134,11 @@ pub struct Attempt {
     pub relation: Option<String>,
     /// The guard that refused.
     pub guard_id: Option<[u8; 16]>,
-    /// The tenant whose row it was about, as the row has it.
+    /// The tenant whose row it was about, as the row or the caller has it; [`ANOTHER`]: some other than the caller's.
     pub tenant: Option<String>,
+    /// Who is bound to nobody tried it, and that tenant is told of it, not the platform: the tenant follows from what was
+    /// found, not from what was said.
+    pub concerned_is_told: bool,
 }
 
 thread_local! {
@@ -128,6 +156,7 @@ pub fn attempted(attempt: Attempt) {
                 relation: inner.relation.or(attempt.relation),
                 guard_id: inner.guard_id.or(attempt.guard_id),
                 tenant: inner.tenant.or(attempt.tenant),
+                concerned_is_told: inner.concerned_is_told || attempt.concerned_is_told,
             },
         });
     });
@@ -137,6 +166,9 @@ pub fn attempted(attempt: Attempt) {
 pub fn forget_attempt() {
     ATTEMPT.take();
 }
+
+/// Not the caller's tenant, and it is not for him to know whether there is one. No tenant has such a name.
+pub const ANOTHER: &str = "?";
 
 /// The same for the one thing that only the inner code knows: whose row it is.
 pub fn concerning(tenant: Option<&str>, error: Error) -> Error {
@@ -169,16 +201,24 @@ pub fn record(error: &Error) {
         pg_sys::MyDatabaseId
     };
     let Ok(database) = shmem::database(oid) else { return };
+    if !within_quota(oid, backend::session_user()) {
+        if let Some(Handle { ring, .. }) = ring_of(database) {
+            ring.lost.fetch_add(1, Ordering::AcqRel);
+        }
+        database.wake_worker();
+        return;
+    }
     let (session_user, role) = (transaction::session_user_name(), transaction::role_name());
     let bound = tenant::last_tenant().or_else(|| tenant::bound_tenant().ok().flatten());
     // What is longer than a tenant's name is none, and cut short it might become one.
-    let concerned = attempt.tenant.filter(|tenant| tenant.len() <= NAME);
+    let concerned = attempt.tenant.map(|tenant| if tenant.len() <= NAME { tenant } else { ANOTHER.into() });
     let application = event::application_name();
     let client = event::client_address();
     let (sqlstate, message) = error.for_the_record();
     push(
         database,
         sqlstate,
+        attempt.concerned_is_told,
         attempt.guard_id,
         [
             &session_user,
@@ -195,12 +235,34 @@ pub fn record(error: &Error) {
     database.wake_worker();
 }
 
+/// Does a role have one of its minute's attempts left? Takes it.
+fn within_quota(database: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    let shared = SHARED.load(Ordering::Acquire);
+    if shared.is_null() {
+        return true;
+    }
+    // SAFETY: published by attach(), mapped for the life of the process, atomics.
+    let (quotas, seed) = unsafe { (&(*shared).quotas, (*shared).seed.load(Ordering::Relaxed)) };
+    // The finish of SplitMix64: numbers of roles follow each other, places must not.
+    let mut place = seed ^ (u64::from(database.to_u32()) << 32 | u64::from(role.to_u32()));
+    for (shift, factor) in [(30, 0xbf58_476d_1ce4_e5b9), (27, 0x94d0_49bb_1331_11eb), (31, 1)] {
+        place = (place ^ (place >> shift)).wrapping_mul(factor);
+    }
+    let minute = (backend::now() / 60_000_000) as u32;
+    let take = |known: u64| {
+        let (then, taken) = ((known >> 32) as u32, known as u32);
+        let taken = if then == minute { taken } else { 0 };
+        (taken < QUOTA).then_some(u64::from(minute) << 32 | u64::from(taken + 1))
+    };
+    quotas[place as usize % QUOTAS].fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
+}
+
 /// How long each text of a slot may be, in the order in which they stand. The names always fit in full; the message is cut
 /// where it repeats several of full length, and an application's name where there is no more room.
 const TEXTS: [usize; 9] = [NAME, NAME, NAME, NAME, NAME, NAME, QUALIFIED, SLOT_SIZE, SLOT_SIZE];
 
 /// Fills a free slot, or counts the attempt as lost. Neither allocates nor waits.
-fn push(database: &Database, sqlstate: [u8; 5], guard_id: Option<[u8; 16]>, texts: [&str; 9]) {
+fn push(database: &Database, sqlstate: [u8; 5], is_told: bool, guard_id: Option<[u8; 16]>, texts: [&str; 9]) {
     let Some(Handle { ring, slots }) = ring_of(database) else { return };
     let at = backend::now();
     let ticket = ring.next.fetch_add(1, Ordering::AcqRel);
@@ -218,6 +280,7 @@ fn push(database: &Database, sqlstate: [u8; 5], guard_id: Option<[u8; 16]>, text
         writer.bytes(&at.to_ne_bytes());
         let mut padded = [0; 8];
         padded[..5].copy_from_slice(&sqlstate);
+        padded[5] = u8::from(is_told);
         writer.bytes(&padded);
         writer.bytes(&[u8::from(guard_id.is_some())]);
         writer.bytes(&guard_id.unwrap_or_default());
@@ -259,6 +322,7 @@ struct Denial {
     ticket: u64,
     at: i64,
     sqlstate: String,
+    concerned_is_told: bool,
     guard_id: Option<[u8; 16]>,
     texts: [String; 9],
 }
@@ -278,35 +342,54 @@ impl Denial {
             ticket: u64::from_ne_bytes(header[..8].try_into().ok()?),
             at: i64::from_ne_bytes(header[8..16].try_into().ok()?),
             sqlstate: String::from_utf8_lossy(&header[16..21]).into_owned(),
+            concerned_is_told: header[21] != 0,
             guard_id: if header[24] == 0 { None } else { Some(header[25..41].try_into().ok()?) },
             texts,
         })
     }
 
-    /// Inserts the event.
+    /// Inserts the event, or the two of them.
     fn insert(&self) -> Result<()> {
-        let [session_user, role, bound, concerned, action, client, relation, message, application] = &self.texts;
+        let [_, _, bound, concerned, ..] = &self.texts;
         let given = |text: &'_ String| (!text.is_empty()).then(|| text.clone());
-        let bound = given(bound);
-        // A tenant that does not exist has no log; and what is no tenant's name may be any value of the row.
-        let tenant = match given(concerned) {
-            Some(concerned) if tenant::exists(&concerned)? => Some(concerned),
-            _ => bound.clone(),
-        };
+        let (bound, concerned) = (given(bound), given(concerned));
+        let about_another = concerned.is_some() && concerned != bound;
+        if bound.is_some() {
+            self.insert_into(bound.as_deref(), None)?;
+        }
+        // Two or one, whether the other tenant exists or not: the numbers of events tell nothing.
+        if bound.is_none() || about_another {
+            // What is no tenant's name may be any value of a row.
+            let named = match concerned {
+                Some(concerned) if tenant::exists(&concerned)? => Some(concerned),
+                _ => None,
+            };
+            if bound.is_none() && self.concerned_is_told && named.is_some() {
+                return self.insert_into(named.as_deref(), None);
+            }
+            self.insert_into(None, named)?;
+        }
+        Ok(())
+    }
+
+    fn insert_into(&self, log: Option<&str>, concerned: Option<String>) -> Result<()> {
+        let [session_user, role, bound, _, action, client, relation, message, application] = &self.texts;
+        let given = |text: &'_ String| (!text.is_empty()).then(|| text.clone());
         // Keys in the order of RFC 8785, as in entries.
         let body = object(&[
             ("application_name", given(application)),
             ("at", Some(agd_core::entry::time_text(self.at.saturating_add(crate::log::record::EPOCH_DIFFERENCE)))),
             ("attempted", given(action)),
-            ("bound_tenant", bound),
+            ("bound_tenant", given(bound)),
             ("client_addr", given(client)),
+            ("concerned_tenant", concerned),
             ("message", given(message)),
             ("session_user_name", given(session_user)),
             ("sqlstate", Some(self.sqlstate.clone())),
         ]);
         event::insert_as(
             &Record {
-                tenant: tenant.as_deref(),
+                tenant: log,
                 relation: given(relation).as_deref(),
                 guard_id: self.guard_id,
                 body: Some(&body),
@@ -334,23 +417,41 @@ fn object(members: &[(&str, Option<String>)]) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Is there anything for [`drain`] to do?
-pub fn pending(database: &Database) -> bool {
+/// Is there anything for [`drain`] to do now?
+pub fn pending(database: &Database, requested: bool) -> bool {
     ring_of(database).is_some_and(|Handle { ring, .. }| {
-        ring.lost.load(Ordering::Acquire) != ring.lost_recorded.load(Ordering::Acquire)
+        ring.overflow_due_in(requested).is_some_and(|left| left.is_zero())
             || ring.states.iter().any(|state| state.load(Ordering::Acquire) == READY)
     })
+}
+
+/// How long until there is, if nothing more comes; None: not then either.
+pub fn pending_in(database: &Database) -> Option<Duration> {
+    ring_of(database)?.ring.overflow_due_in(false)
+}
+
+impl Ring {
+    /// How long until the log has to say how many attempts were counted; None: it has said so.
+    fn overflow_due_in(&self, requested: bool) -> Option<Duration> {
+        if self.lost.load(Ordering::Acquire) == self.lost_recorded.load(Ordering::Acquire) {
+            return None;
+        }
+        // Not far in the future if the clock was set back.
+        let since = backend::now().saturating_sub(self.lost_told_at.load(Ordering::Acquire)).max(0);
+        let left = if requested { 0 } else { OVERFLOW_INTERVAL.saturating_sub(since).max(0) };
+        Some(Duration::from_micros(left.unsigned_abs()))
+    }
 }
 
 /// What of the ring [`drain`] turned into events, to be forgotten when they are committed, and only then.
 pub struct Drained {
     slots: Vec<usize>,
-    lost: u64,
+    lost: Option<u64>,
 }
 
-/// Turns what the ring holds into events, in the present transaction.
-pub fn drain(database: &Database) -> Result<Drained> {
-    let mut drained = Drained { slots: Vec::new(), lost: 0 };
+/// Turns what the ring holds into events, in the present transaction. `requested`: somebody waits for an anchor.
+pub fn drain(database: &Database, requested: bool) -> Result<Drained> {
+    let mut drained = Drained { slots: Vec::new(), lost: None };
     let Some(Handle { ring, slots }) = ring_of(database) else { return Ok(drained) };
     drained.slots = (0..SLOTS).filter(|&index| ring.states[index].load(Ordering::Acquire) == READY).collect();
     // SAFETY: a slot that is READY is the worker's own until it is FREE again.
@@ -360,9 +461,10 @@ pub fn drain(database: &Database) -> Result<Drained> {
     for denial in &denials {
         denial.insert()?;
     }
-    drained.lost = ring.lost.load(Ordering::Acquire);
-    let unrecorded = drained.lost.wrapping_sub(ring.lost_recorded.load(Ordering::Acquire));
-    if unrecorded > 0 {
+    if ring.overflow_due_in(requested).is_some_and(|left| left.is_zero()) {
+        let lost = ring.lost.load(Ordering::Acquire);
+        let unrecorded = lost.wrapping_sub(ring.lost_recorded.load(Ordering::Acquire));
+        drained.lost = Some(lost);
         event::insert(&Record {
             body: Some(&object(&[("lost", Some(unrecorded.to_string()))])),
             ..Record::of("DENIED.OVERFLOW")
@@ -376,7 +478,10 @@ pub fn drain(database: &Database) -> Result<Drained> {
 pub fn forget(database: &Database, drained: &Drained) {
     let Some(Handle { ring, .. }) = ring_of(database) else { return };
     ring.recorded.fetch_add(drained.slots.len() as u64, Ordering::AcqRel);
-    ring.lost_recorded.store(drained.lost, Ordering::Release);
+    if let Some(lost) = drained.lost {
+        ring.lost_recorded.store(lost, Ordering::Release);
+        ring.lost_told_at.store(backend::now(), Ordering::Release);
+    }
     for &index in &drained.slots {
         ring.states[index].store(FREE, Ordering::Release);
     }
@@ -391,10 +496,11 @@ pub fn clear(database: &Database) {
         for counter in [&ring.lost, &ring.lost_recorded, &ring.recorded] {
             counter.store(0, Ordering::Release);
         }
+        ring.lost_told_at.store(0, Ordering::Release);
     }
 }
 
-/// Attempts recorded, and attempts lost because the ring was full, since the server started.
+/// Attempts recorded, and attempts that were only counted (no quota left, or the ring full), since the server started.
 pub fn counts(database: &Database) -> (u64, u64) {
     ring_of(database).map_or((0, 0), |Handle { ring, .. }| {
         (ring.recorded.load(Ordering::Acquire), ring.lost.load(Ordering::Acquire))

@@ -131,7 +131,7 @@ impl Image<'_> {
 
 /// What happened, as it is recorded.
 pub struct Record<'a> {
-    /// INSERT, UPDATE, DELETE, TRUNCATE, BASELINE, GUARD, UNGUARD, DDL, CHECKPOINT, GUARD.STATE, DENIED, DENIED.OVERFLOW,
+    /// INSERT, UPDATE, DELETE, TRUNCATE, BASELINE, GUARD, UNGUARD, UNMAP, DDL, CHECKPOINT, GUARD.STATE, DENIED, DENIED.OVERFLOW,
     /// RESUME, TIMELINE, INCARNATION, LOG.CLOSE
     pub action: &'a str,
     /// None: the platform log.

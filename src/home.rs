@@ -30,6 +30,7 @@ use crate::guard::relation::qualified_name;
 use crate::log::{storage, verify};
 use crate::query::{self, At};
 use crate::shmem::{self, Database};
+use crate::tenant::role;
 use crate::{backend, fleet, identity, settings};
 use agd_core::{Checkpoint, name};
 use pgrx::prelude::*;
@@ -383,6 +384,11 @@ pub fn is_here() -> Result<bool> {
     Ok(read()?.is_here())
 }
 
+/// Is there a record that is not at home here?
+pub fn is_elsewhere() -> Result<bool> {
+    read()?.is_elsewhere()
+}
+
 /// 55000 when there is a record that is not at home here, AG003 when it is closed.
 pub fn check() -> Result<()> {
     let home = read()?;
@@ -513,7 +519,7 @@ fn resume() -> Result<()> {
         body: Some(&format!("system_identifier={} previous={previous} xact_id_base={base}", system_identifier())),
         ..Record::of("RESUME")
     })?;
-    Ok(())
+    role::settle_after_resume()
 }
 
 /// The record is whole, or an error says what is missing. Returns the platform log's origin.
@@ -568,6 +574,7 @@ fn check_record(loaded: bool) -> Result<String> {
              agd.resume().",
         ));
     }
+    role::check_before_resume()?;
     // Loaded rows are believed from the first on; after an upgrade agd.verified tells how far they were verified before.
     if let Some(problem) = verify::first_problem(loaded)? {
         return Err(Error::NotAContinuation {

@@ -75,6 +75,7 @@ fn report(origin: Option<String>, size: Option<i64>, root: Option<Vec<u8>>, note
     let publication = denied::Attempt {
         action: Some("PUBLISH".into()),
         tenant: tenant.map(str::to_owned),
+        concerned_is_told: true,
         ..denied::Attempt::default()
     };
     if present == Some(root) {

@@ -69,6 +69,7 @@ pub extern "C-unwind" fn _PG_init() {
         std::env::remove_var("RUST_LIB_BACKTRACE");
     }
     settings::init();
+    install::init();
     shmem::init();
     catalog::init();
     guard::relation::init();

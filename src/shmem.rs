@@ -42,6 +42,8 @@ pub struct Database {
     xact_id_base: AtomicU64,
     /// Committed (or prepared) events that the worker has not integrated yet.
     pub waiting: AtomicI64,
+    /// Those of them that the worker recorded itself (refusals, checkpoints, guard states): no ceiling counts them.
+    waiting_own: AtomicI64,
     /// Are those in `waiting` that were committed before the server started? 0: no; 1: somebody counts them; 2: yes.
     waiting_restored: AtomicU32,
     /// Anchors of the platform log that are not published, at most; one more than that number. 0: not known.
@@ -290,6 +292,7 @@ impl Database {
         self.held_until.store(0, Ordering::Release);
         self.starts.store(0, Ordering::Release);
         self.waiting.store(0, Ordering::Release);
+        self.waiting_own.store(0, Ordering::Release);
         self.waiting_restored.store(0, Ordering::Release);
         self.unpublished.store(0, Ordering::Release);
         self.hurry.store(false, Ordering::Release);
@@ -317,6 +320,12 @@ impl Database {
         }
     }
 
+    /// Is this process the worker?
+    pub fn is_worker(&self) -> bool {
+        // SAFETY: a process global.
+        self.worker_pid.load(Ordering::Acquire) == unsafe { pg_sys::MyProcPid }
+    }
+
     /// Wakes the worker, or asks the launcher for one.
     pub fn wake_worker(&self) {
         if self.worker_pid.load(Ordering::Acquire) == 0 {
@@ -335,6 +344,29 @@ impl Database {
         if due || self.worker_pid.load(Ordering::Acquire) == 0 {
             self.wake_worker();
         }
+    }
+
+    /// The same for what the worker recorded itself.
+    pub fn add_waiting_own(&self, events: i64) {
+        self.waiting_own.fetch_add(events, Ordering::AcqRel);
+        self.add_waiting(events);
+    }
+
+    /// How many events of the worker's own wait. It asks before a pass, which integrates all of them.
+    pub fn waiting_own(&self) -> i64 {
+        self.waiting_own.load(Ordering::Acquire)
+    }
+
+    /// A pass has integrated so many of them.
+    pub fn own_integrated(&self, events: i64) {
+        self.waiting_own.fetch_sub(events, Ordering::AcqRel);
+    }
+
+    /// Committed events that wait and that somebody else than the worker recorded.
+    pub fn waiting_of_others(&self) -> i64 {
+        // This order: an event that comes in between is counted at worst, never left out.
+        let own = self.waiting_own.load(Ordering::Acquire);
+        self.waiting.load(Ordering::Acquire).saturating_sub(own)
     }
 
     /// Writers wait for integration: asks for a pass that anchors no tails.

@@ -10,7 +10,7 @@ use crate::error::{self, Error, OrRaise, Result};
 use crate::fleet::acting;
 use crate::guard::touched;
 use crate::{
-    backend, catalog, ceiling, denied, event, home, identity, memory, nesting, replication, shmem, stamp, tenant,
+    backend, catalog, ceiling, denied, event, fleet, home, identity, memory, nesting, replication, shmem, stamp, tenant,
 };
 use agd_core::intent::{Intent, Intents, NoMemory, Operation, Void};
 use pgrx::prelude::*;
@@ -322,7 +322,8 @@ fn set_cause(cause: Option<&str>) {
     set().or_raise();
 }
 
-fn user_name(oid: pg_sys::Oid) -> String {
+/// A role's name.
+pub fn user_name(oid: pg_sys::Oid) -> String {
     // SAFETY: GetUserNameFromId returns a palloc'd C string, or NULL with noerr for a role that was dropped meanwhile.
     unsafe {
         let name = pg_sys::GetUserNameFromId(oid, true);
@@ -438,6 +439,10 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
     match what {
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
             tenant::leftover::before_commit()?;
+            if what == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE {
+                fleet::pending::before_prepare()?;
+            }
+            fleet::pending::before_commit().map_err(denied::at_commit)?;
             if with(|state| !state.live.is_empty()) {
                 close().map_err(denied::at_commit)?;
             }
@@ -445,6 +450,8 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
         }
         pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
             let state = forget();
+            fleet::pending::transaction_ended();
+            tenant::role::transaction_ended();
             ceiling::transaction_ended();
             home::transaction_ended();
             tenant::transaction_ended();
@@ -457,7 +464,11 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
                     database.recorded.fetch_add(state.recorded as u64, Relaxed);
                     // A prepared transaction's events can be integrated when it is committed, not before.
                     if what == pg_sys::XactEvent::XACT_EVENT_COMMIT {
-                        database.add_waiting(state.recorded);
+                        if database.is_worker() {
+                            database.add_waiting_own(state.recorded);
+                        } else {
+                            database.add_waiting(state.recorded);
+                        }
                     }
                 }
                 if state.created_extension {
@@ -478,6 +489,8 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
             event::rolled_back();
             nesting::return_to(0);
             identity::transaction_rolled_back();
+            fleet::pending::transaction_ended();
+            tenant::role::transaction_ended();
             ceiling::transaction_ended();
             home::transaction_ended();
             touched::return_to(0);
@@ -518,6 +531,7 @@ unsafe extern "C-unwind" fn subtransaction_event(
             state.causes.retain(|cause| cause.subtransaction < subtransaction);
             state.intents.abort_subtransaction(subtransaction);
             tenant::subtransaction_rolled_back(subtransaction);
+            fleet::pending::subtransaction_rolled_back(subtransaction);
         }),
         _ => {}
     }

@@ -327,12 +327,13 @@ impl Worker {
             let ticket = self.database.newest_request();
             let requested = ticket > self.database.completed();
             // Refused attempts before the pass, so that who asked for one finds in it what was refused before.
-            let denied = denied::pending(self.database);
+            let denied = denied::pending(self.database, requested);
             let pause = self.last_drain.map_or(Duration::ZERO, |last| PASS_INTERVAL.saturating_sub(last.elapsed()));
-            if denied && (requested || pause.is_zero()) && !self.drain() {
+            if denied && (requested || pause.is_zero()) && !self.drain(requested) {
                 return;
             }
-            let until_drain = denied::pending(self.database).then_some(pause);
+            let until_drain =
+                denied::pending(self.database, false).then_some(pause).or_else(|| denied::pending_in(self.database));
             if self.next_sweep.is_some_and(|at| at <= Instant::now()) && !self.sweep() {
                 return;
             }
@@ -366,6 +367,7 @@ impl Worker {
         let mut platform = false;
         loop {
             let waiting = self.database.waiting.load(Ordering::Acquire);
+            let own = self.database.waiting_own();
             let tails = Tails { all: all_tails, platform };
             let Some(outcome) = self.work(c"agd: integrating events", true, || sequencer::pass(tails), |_| {}) else {
                 return false;
@@ -378,6 +380,7 @@ impl Worker {
             if left < 0 {
                 let _ = self.database.waiting.compare_exchange(left, 0, Ordering::AcqRel, Ordering::Acquire);
             }
+            self.database.own_integrated(own);
             self.database.waiting_is_known();
             self.database.add_unpublished(outcome.platform_anchors as i64);
             self.database.broadcast();
@@ -402,11 +405,11 @@ impl Worker {
     }
 
     /// Records refused attempts. False: the extension is gone.
-    fn drain(&mut self) -> bool {
+    fn drain(&mut self, requested: bool) -> bool {
         let database = self.database;
         let drain = || {
             // Until the record is resumed here nothing is added to it: the attempts stay where they are.
-            if home::check().is_ok() { denied::drain(database).map(Some) } else { Ok(None) }
+            if home::check().is_ok() { denied::drain(database, requested).map(Some) } else { Ok(None) }
         };
         let committed = |drained: &Option<denied::Drained>| {
             if let Some(drained) = drained {

@@ -8,7 +8,9 @@
 #![allow(unsafe_code)] // index entries, invalidation messages
 
 use super::is_fleet_id;
-use crate::catalog::{Columns, Relation, catalog, column, lock_number, scan, scan_key, text, to_varlena};
+use crate::catalog::{
+    Columns, Relation, catalog, column, lock_number, scan, scan_key, text, to_varlena, unlock_number,
+};
 use crate::error::{Error, Result};
 use pgrx::pg_sys;
 
@@ -40,7 +42,7 @@ pub fn must_be_active(fleet_id: &str, tenant: &str) -> Result<()> {
 }
 
 /// A fleet's tenant and its stored state.
-fn find(fleet_id: &str) -> Result<Option<(String, String)>> {
+pub(super) fn find(fleet_id: &str) -> Result<Option<(String, String)>> {
     if !is_fleet_id(fleet_id) {
         return Ok(None);
     }
@@ -77,11 +79,20 @@ pub fn exclude(fleet_id: &str) -> Result<()> {
     lock(fleet_id, pg_sys::ExclusiveLock)
 }
 
-fn lock(fleet_id: &str, mode: u32) -> Result<()> {
-    let number = u64::from_str_radix(fleet_id, 16)
-        .map_err(|_| Error::Internal("agd: a lock on what is no fleet's id".into()))?;
-    lock_number(catalog()?.tenant_agent_fleet, number, mode);
+/// Waits for whoever is sealing the fleet, and holds nothing then: nobody is kept from sealing it.
+pub(super) fn wait_for_seal(fleet_id: &str) -> Result<()> {
+    lock(fleet_id, pg_sys::ShareLock)?;
+    unlock_number(catalog()?.tenant_agent_fleet, number(fleet_id)?, pg_sys::ShareLock);
     Ok(())
+}
+
+fn lock(fleet_id: &str, mode: u32) -> Result<()> {
+    lock_number(catalog()?.tenant_agent_fleet, number(fleet_id)?, mode);
+    Ok(())
+}
+
+fn number(fleet_id: &str) -> Result<u64> {
+    u64::from_str_radix(fleet_id, 16).map_err(|_| Error::Internal("agd: a lock on what is no fleet's id".into()))
 }
 
 /// Fleets were sealed: once that is committed, whoever is bound to one of them looks again with the next row or statement.

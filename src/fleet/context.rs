@@ -6,12 +6,12 @@
 #![allow(unsafe_code)] // is called by the function manager as it is
 
 use super::sign::lock;
-use super::template::{check_name, check_scope};
+use super::template::{STANDARD, STANDARD_ROLES, check_name, check_scope};
 use super::{missing, must_be, told, writing};
-use crate::denied;
 use crate::error::{self, Error, Result};
 use crate::fmgr::{argument, definer_function, json_text};
 use crate::query::{count_kept, kept, write_kept};
+use crate::{ceiling, denied};
 use agd_core::fleet::lifecycle::Event;
 use agd_core::fleet::{Agent, context_digest};
 use pgrx::pg_sys;
@@ -21,11 +21,22 @@ use pgrx::spi::SpiTupleTable;
 const MAX_BYTES: usize = 64 << 10;
 
 /// What a new fleet's agents are told, as a query. $1 fleet, $2 tenant, $3 template, $4 its version.
-pub(super) const OF_TEMPLATE: &str = "SELECT r.key AS role, COALESCE(r.value -> 'goals', '[]') AS goals,
-        COALESCE(r.value -> 'memory_scope', '{}')
+///
+/// The first fleets of the standard template may be minted before it is recorded (src/fleet/template.rs).
+pub(super) fn of_template() -> String {
+    let standard = STANDARD_ROLES.replace('\'', "''");
+    format!(
+        "SELECT r.key AS role, COALESCE(r.value -> 'goals', '[]') AS goals,
+        COALESCE(r.value -> 'memory_scope', '{{}}')
           || pg_catalog.jsonb_build_object('tenant', $2::text, 'fleet', $1::text, 'role', r.key) AS memory_scope
-   FROM agd.fleet_template t, pg_catalog.jsonb_each(t.roles) r
-  WHERE t.template = $3 AND t.version = $4";
+   FROM (SELECT t.roles FROM agd.fleet_template t WHERE t.template = $3::text AND t.version = $4::int
+         UNION ALL
+         SELECT '{standard}'::jsonb
+          WHERE $3::text = '{STANDARD}' AND $4::int = 1
+            AND NOT EXISTS (SELECT FROM agd.fleet_template t WHERE t.template = $3::text AND t.version = $4::int)) t,
+        pg_catalog.jsonb_each(t.roles) r"
+    )
+}
 
 /// Agents from rows of role, goals and memory scope, all text.
 pub(super) fn read_agents(rows: SpiTupleTable<'_>) -> Result<Vec<Agent>> {
@@ -72,6 +83,7 @@ fn set(fleet_id: Option<&str>, role: Option<&str>, goals: Option<&str>, scope: O
     scope.map_or(Ok(()), check_scope)?;
     let fleet = lock(fleet_id)?;
     let concerning = |error| denied::concerning(Some(&fleet.tenant), error);
+    ceiling::check()?;
     fleet.step(Event::Amend, fleet.now())?;
     writing(|| {
         let changed = count_kept(

@@ -6,12 +6,14 @@
 //! which needs signatures of its own, since a statement names its generation.
 #![allow(unsafe_code)] // is called by the function manager as it is
 
-use super::{COLUMNS, Fleet, context, last, missing, must_act_for, must_be, seal, template, timestamp, told, writing};
+use super::{
+    COLUMNS, Fleet, acting, context, last, missing, must_act_for, must_be, seal, template, timestamp, told, writing,
+};
 use crate::error::{self, Error, Result};
 use crate::fmgr::{argument, c_function, definer_function, text};
 use crate::log::storage::corrupted;
 use crate::query::{count_kept, kept, write_kept};
-use crate::{backend, denied, home, tenant};
+use crate::{backend, ceiling, denied, home, tenant};
 use agd_core::cause::{self, CauseError};
 use agd_core::fleet::lifecycle::{self, State};
 use agd_core::fleet::{Agent, Vector, VectorError, context_digest};
@@ -142,17 +144,13 @@ impl Wanted<'_> {
     /// The live fleet's id, or a new one's. None: somebody else changed something meanwhile.
     fn find_or_make(&self) -> Result<Option<String>> {
         let family = self.vector(1)?.cause_digest().to_vec();
-        let version = self.version.cast_signed();
-        // Locked: whoever is ending this fleet is waited for, and ends it before this mint or after it.
-        let found = write_kept(
-            &format!(
-                "SELECT {COLUMNS} FROM agd.tenant_agent_fleet f
-                  WHERE f.tenant = $1 AND f.template = $2 AND f.template_version = $3 AND f.cause_digest = $4
-                    AND f.state IN ('pending', 'active') FOR UPDATE"
-            ),
-            &[self.tenant.into(), self.template.into(), version.into(), family.clone().into()],
-            |mut rows| rows.next().map(|row| Fleet::read(&row)).transpose(),
-        )?;
+        let mut found = self.live(&family)?;
+        // Not locked: a mint that finds its fleet changes nothing, and must keep nobody from ending it. Whoever is ending it at
+        // this moment is waited for, and has ended it then or has not.
+        if let Some(fleet) = &found {
+            acting::wait_for_seal(&fleet.id)?;
+            found = self.live(&family)?;
+        }
         if let Some(fleet) = found {
             if lifecycle::at(fleet.state, fleet.now()) != State::Cancelled {
                 return Ok(Some(fleet.id));
@@ -165,19 +163,34 @@ impl Wanted<'_> {
         Ok(self.insert(&vector, generation, &family)?.then(|| vector.fleet_id()))
     }
 
+    /// The fleet of this vector that is pending or active, as its row says.
+    fn live(&self, family: &[u8]) -> Result<Option<Fleet>> {
+        write_kept(
+            &format!(
+                "SELECT {COLUMNS} FROM agd.tenant_agent_fleet f
+                  WHERE f.tenant = $1 AND f.template = $2 AND f.template_version = $3 AND f.cause_digest = $4
+                    AND f.state IN ('pending', 'active')"
+            ),
+            &[self.tenant.into(), self.template.into(), self.version.cast_signed().into(), family.to_vec().into()],
+            |mut rows| rows.next().map(|row| Fleet::read(&row)).transpose(),
+        )
+    }
+
     fn of_template<'a>(&'a self, id: &'a str) -> [DatumWithOid<'a>; 4] {
         [id.into(), self.tenant.into(), self.template.into(), self.version.cast_signed().into()]
     }
 
     /// What its agents will be told.
     fn agents(&self, id: &str) -> Result<Vec<Agent>> {
-        let query = format!("SELECT m.role, m.goals::text, m.memory_scope::text FROM ({}) m", context::OF_TEMPLATE);
+        let query = format!("SELECT m.role, m.goals::text, m.memory_scope::text FROM ({}) m", context::of_template());
         // Writes nothing, and yet has to see a template that this transaction has just made.
         write_kept(&query, &self.of_template(id), context::read_agents)
     }
 
     /// False: another transaction has made it, or another fleet of this vector.
     fn insert(&self, vector: &Vector, generation: u32, family: &[u8]) -> Result<bool> {
+        // Agd's own tables know no ceiling; of what tenants add to them as they like, this is the one that grows.
+        ceiling::check()?;
         let (id, digest) = (vector.fleet_id(), vector.digest().to_vec());
         let minted_at = backend::now();
         let (minted, deadline) = (timestamp(minted_at)?, timestamp(minted_at.saturating_add(self.window))?);
@@ -212,13 +225,13 @@ impl Wanted<'_> {
         if inserted == 0 {
             return collides(&id, &digest).map(|()| false);
         }
-        last::minted(self.tenant)?;
+        last::minted(self.tenant);
         writing(|| {
             let agents = count_kept(
                 &format!(
                     "INSERT INTO agd.fleet_agent (fleet_id, role, tenant, goals, memory_scope)
                      SELECT $1, m.role, $2, m.goals, m.memory_scope FROM ({}) m",
-                    context::OF_TEMPLATE
+                    context::of_template()
                 ),
                 &self.of_template(&id),
             )?;

@@ -13,12 +13,14 @@ pub mod acting;
 mod context;
 mod last;
 mod mint;
+pub mod pending;
 mod seal;
 mod sign;
 mod signer;
 pub mod sweep;
 mod template;
 mod verify;
+mod way;
 
 use crate::catalog::Columns;
 use crate::denied::{self, Attempt};
@@ -77,6 +79,7 @@ fn writing<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
             WRITING.set(false);
         }
     }
+    pending::written();
     WRITING.set(true);
     let _reset = Reset;
     body()
@@ -151,11 +154,12 @@ fn must_act_for(tenant: &str) -> Result<()> {
 
 fn no_such_fleet(fleet_id: &str) -> Error {
     if !tenant::may_read(None) {
-        // The same as for another tenant's fleet.
-        return Error::NotAllowed {
+        // The same as for another tenant's fleet, also in the log.
+        let error = Error::NotAllowed {
             message: "this session may not act for that tenant's fleets".into(),
             hint: "A tenant's role acts for its own fleets, members of agd_platform for all.".into(),
         };
+        return denied::concerning(Some(denied::ANOTHER), error);
     }
     let shown = if is_fleet_id(fleet_id) { format!(" {fleet_id}") } else { " of that id".into() };
     Error::BadArgument {

@@ -6,7 +6,7 @@
 
 use super::sign::lock;
 use super::signer::checked_reason;
-use super::{Fleet, acting, last, missing, must_be, timestamp, told, writing};
+use super::{Fleet, acting, last, missing, must_be, timestamp, told, way, writing};
 use crate::error::{self, Error, Result};
 use crate::fmgr::{argument, definer_function};
 use crate::query::{count_kept, write_kept};
@@ -31,6 +31,7 @@ fn seal(fleet_id: Option<&str>, reason: Option<&str>) -> Result<()> {
     error::forbid_read_only(c"agd.seal_tenant_fleet()");
     let fleet_id = fleet_id.ok_or_else(|| missing("a fleet_id", "agd.seal_tenant_fleet(fleet_id, 'acme has left')"))?;
     let reason = checked_reason(reason)?;
+    way::clear(fleet_id)?;
     let fleet = lock(fleet_id)?;
     if tenant::bound_fleet()?.as_deref() == Some(fleet.id.as_str()) {
         let error = Error::WrongState {
@@ -49,7 +50,8 @@ fn seal(fleet_id: Option<&str>, reason: Option<&str>) -> Result<()> {
     let state = fleet.step(Event::Seal, now)?;
     let fleets = [fleet];
     end(&fleets, state, now, reason)?;
-    fleets.iter().try_for_each(last::ended)
+    fleets.iter().for_each(last::ended);
+    Ok(())
 }
 
 /// Ends fleets whose rows this transaction has locked and that are all in one state.

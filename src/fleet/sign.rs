@@ -8,8 +8,8 @@
 use super::mint::answer;
 use super::signer::on_duty;
 use super::{
-    COLUMNS, Fleet, is_fleet_id, missing, must_act_for, must_be, no_such_fleet, timestamp, told, told_of_reading,
-    writing,
+    COLUMNS, Fleet, acting, is_fleet_id, missing, must_act_for, must_be, no_such_fleet, timestamp, told,
+    told_of_reading, writing,
 };
 use crate::error::{self, Error, Result};
 use crate::fmgr::{Rows, argument, definer_function, text};
@@ -27,6 +27,11 @@ const MAX_BATCH: usize = 10_000;
 
 /// The fleet as it is now, which nobody else changes before this transaction ends.
 pub(super) fn lock(fleet_id: &str) -> Result<Fleet> {
+    // Before anything is waited for: to wait would tell of another tenant's fleet that there is one. It keeps its tenant.
+    match acting::find(fleet_id)? {
+        Some((tenant, _)) => must_act_for(&tenant)?,
+        None => return Err(no_such_fleet(fleet_id)),
+    }
     let query = format!("SELECT {COLUMNS} FROM agd.tenant_agent_fleet f WHERE f.fleet_id = $1 FOR UPDATE");
     one(fleet_id, write_kept(&query, &[fleet_id.into()], read_all)?)
 }
@@ -198,6 +203,13 @@ fn countersign(
         return Err(missing("signer and signature", "* FROM agd.countersign_fleets(fleet_ids, 'River', signature)"));
     };
     let ids = checked_ids(fleet_ids)?;
+    // As in lock().
+    for id in &ids {
+        match acting::find(id)? {
+            Some((tenant, _)) => must_act_for(&tenant)?,
+            None => return Err(no_such_fleet(id)),
+        }
+    }
     let query = format!(
         "SELECT {COLUMNS} FROM agd.tenant_agent_fleet f WHERE f.fleet_id = ANY ($1) ORDER BY f.fleet_id FOR UPDATE"
     );

@@ -2,10 +2,11 @@
 //!
 //! Owns agd.signer. Promises that a key has one name and one duty for good, so that a countersigner is another than the
 //! coordinator; and that a revoked signer's signatures are refused from that moment on, while what it signed before stays
-//! signed. Never sees a private key.
-#![allow(unsafe_code)] // is called by the function manager as it is
+//! signed. A transaction that is merely open keeps no signer from being revoked. Never sees a private key.
+#![allow(unsafe_code)] // is called by the function manager as it is, reads index entries
 
-use super::{missing, timestamp, told, writing};
+use super::{missing, pending, timestamp, told, writing};
+use crate::catalog::{Columns, Relation, column, lock_number, named, scan, scan_key, to_varlena};
 use crate::error::{self, Error, Result};
 use crate::event::MAX_CAUSE_BYTES;
 use crate::fmgr::{argument, definer_function};
@@ -15,6 +16,7 @@ use crate::{backend, home};
 use agd_core::fleet::PublicKey;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys;
+use sha2::{Digest as _, Sha256};
 
 /// A registered signer whose signatures are taken.
 pub struct Signer {
@@ -22,14 +24,14 @@ pub struct Signer {
     key: PublicKey,
 }
 
-/// The signer, for this duty, kept from being revoked until the transaction ends. AG004 for anybody else.
+/// The signer, for this duty. Nobody is kept from revoking it: [`must_still_sign`] asks again. AG004 for anybody else.
 pub fn on_duty(name: &str, duty: &str) -> Result<Signer> {
     let refuse = |message: String| Error::SignatureRefused {
         message,
         hint: "SELECT signer, duty, revoked_at FROM agd.signer shows who signs and who countersigns.".into(),
     };
     let found = write_kept(
-        "SELECT s.duty, s.public_key, s.revoked_at FROM agd.signer s WHERE s.signer = $1 FOR SHARE",
+        "SELECT s.duty, s.public_key, s.revoked_at FROM agd.signer s WHERE s.signer = $1",
         &[name.into()],
         |rows| {
             if rows.is_empty() {
@@ -51,7 +53,43 @@ pub fn on_duty(name: &str, duty: &str) -> Result<Signer> {
     }
     let key = PublicKey::from_bytes(&key.unwrap_or_default())
         .map_err(|problem| crate::log::storage::corrupted(format!("signer \"{name}\": {problem}")))?;
+    pending::signed_by(name);
     Ok(Signer { name: name.to_owned(), key })
+}
+
+/// On the way into the commit of what a signer has signed: waits for whoever is revoking it, keeps it from being revoked until
+/// the commit is done, and looks once more. AG004 when it was revoked meanwhile, but by this very transaction, which signed
+/// before it.
+pub(super) fn must_still_sign(name: &str) -> Result<()> {
+    lock(name, pg_sys::ShareLock)?;
+    let table = named(c"signer")?;
+    let relation = Relation::open(table, pg_sys::AccessShareLock);
+    let mut keys = [scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_TEXTEQ, to_varlena(name.as_bytes()))];
+    keys[0].sk_collation = pg_sys::C_COLLATION_OID;
+    let revoked_at = column(table, c"revoked_at")?;
+    let mut columns = Columns::default();
+    let mut signs = false;
+    scan(&relation, Some(named(c"signer_pkey")?), std::ptr::null_mut(), &mut keys, |tuple| {
+        columns.deform(tuple, relation.descriptor());
+        // SAFETY: a tuple of a scan has a header.
+        let own = unsafe { pg_sys::TransactionIdIsCurrentTransactionId((*(*tuple).t_data).t_choice.t_heap.t_xmin) };
+        signs = own || columns.get(revoked_at).is_none();
+        Ok(())
+    })?;
+    if signs {
+        return Ok(());
+    }
+    Err(Error::SignatureRefused {
+        message: format!("signer \"{name}\" was revoked while this transaction was open"),
+        hint: "What it signed here is not taken. SELECT signer, duty, revoked_at FROM agd.signer shows who signs."
+            .into(),
+    })
+}
+
+fn lock(name: &str, mode: u32) -> Result<()> {
+    let [a, b, c, d, e, f, ..]: [u8; 32] = Sha256::digest(name).into();
+    lock_number(named(c"signer")?, u64::from_be_bytes([0, 0, a, b, c, d, e, f]), mode);
+    Ok(())
 }
 
 impl Signer {
@@ -154,6 +192,8 @@ fn revoke(signer: Option<&str>, reason: Option<&str>) -> Result<()> {
     let signer = signer.ok_or_else(|| missing("a signer", "agd.revoke_signer('River', 'key lost')"))?;
     let reason = checked_reason(reason)?;
     home::ensure()?;
+    // Waits for commits under way of what it has signed; those to come find it revoked.
+    lock(signer, pg_sys::ExclusiveLock)?;
     let found = write_kept(
         "SELECT s.revoked_at,
                 GREATEST(s.registered_at, (SELECT pg_catalog.max(g.signed_at) FROM agd.fleet_signature g WHERE g.signer = s.signer))

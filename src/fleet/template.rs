@@ -2,12 +2,15 @@
 //!
 //! Owns agd.fleet_template. Promises that a version never changes, so that a fleet's vector says what it was made from, and
 //! that each role's memory scope names its tenant, fleet and role itself. The standard template (coordinator, writer,
-//! gate-keeper, engineer) is recorded like any other, when the first fleet is minted from it.
+//! gate-keeper, engineer) is recorded like any other, by the transaction that first mints a fleet from it: on its way into the
+//! commit, so that nobody's open transaction keeps others from minting.
 #![allow(unsafe_code)] // is called by the function manager as it is
 
-use super::{missing, timestamp, told, writing};
+use super::{missing, pending, timestamp, told, writing};
+use crate::catalog::{Relation, named, scan, scan_key, to_varlena};
 use crate::error::{self, Error, Result};
 use crate::fmgr::{argument, definer_function, json_text};
+use crate::identity;
 use crate::query::{count_kept, write_kept};
 use crate::{backend, home};
 use pgrx::pg_sys;
@@ -15,13 +18,17 @@ use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
 /// The template that is there without anybody's making one.
-const STANDARD: &str = "standard";
-const STANDARD_ROLES: &str = r#"{
+pub(super) const STANDARD: &str = "standard";
+/// Its roles.
+pub(super) const STANDARD_ROLES: &str = r#"{
     "coordinator": {"goals": ["coordinates the fleet, and signs for it"]},
     "writer": {"goals": ["writes on the tenant's behalf"]},
     "gate-keeper": {"goals": ["judges what the others want to do, before it is done"]},
     "engineer": {"goals": ["builds and mends what the tenant runs"]}
 }"#;
+
+/// How many roles it has.
+const STANDARD_AGENTS: usize = 4;
 
 /// Largest template, as JSON text.
 const MAX_BYTES: usize = 64 << 10;
@@ -32,9 +39,38 @@ pub fn newest(template: &str) -> Result<Option<(u32, usize)>> {
     if found.is_some() || template != STANDARD {
         return Ok(found);
     }
-    // Somebody else may be making it: then this waits, and both see the same one.
-    insert(STANDARD, 1, STANDARD_ROLES)?;
-    look_up(template)
+    pending::template_is_missing();
+    Ok(Some((1, STANDARD_AGENTS)))
+}
+
+/// On the way into the commit of a transaction that needs it: records the standard template if nobody has.
+pub(super) fn record_standard() -> Result<()> {
+    let relation = Relation::open(named(c"fleet_template")?, pg_sys::AccessShareLock);
+    let equal = |attribute, function, value| scan_key(attribute, pg_sys::BTEqualStrategyNumber, function, value);
+    let mut keys = [
+        equal(1, pg_sys::F_TEXTEQ, to_varlena(STANDARD.as_bytes())),
+        equal(2, pg_sys::F_INT4EQ, pg_sys::Datum::from(1)),
+    ];
+    keys[0].sk_collation = pg_sys::C_COLLATION_OID;
+    let mut found = false;
+    // By the latest committed state: the transaction's own may be older.
+    scan(&relation, Some(named(c"fleet_template_pkey")?), std::ptr::null_mut(), &mut keys, |_| {
+        found = true;
+        Ok(())
+    })?;
+    if !found {
+        // Nothing is open for queries any more, and the present user has no privilege here.
+        // SAFETY: inside a transaction that can still fail.
+        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+        // Somebody else may be committing it: then this waits, and both have the same one.
+        identity::always_as_owner(|| insert(STANDARD, 1, STANDARD_ROLES))?;
+        // SAFETY: pushed above.
+        unsafe {
+            pg_sys::PopActiveSnapshot();
+            pg_sys::CommandCounterIncrement();
+        }
+    }
+    Ok(())
 }
 
 fn look_up(template: &str) -> Result<Option<(u32, usize)>> {

@@ -14,6 +14,7 @@ pub mod detach;
 pub mod examine;
 pub mod image;
 mod json;
+pub mod own;
 pub mod partition;
 pub mod place;
 pub mod present;

@@ -20,6 +20,7 @@ use crate::guard::{ddl_event, detach, partition};
 use crate::home;
 use crate::identity::always_as_owner;
 use crate::query::{self, At};
+use crate::tenant::role;
 use pgrx::pg_extern;
 use pgrx::pg_sys;
 use std::cell::RefCell;
@@ -52,7 +53,15 @@ pub unsafe fn before_utility(
             {
                 before_drop_extension(node.cast())
             }
+            pg_sys::NodeTag::T_RenameStmt
+                if (*node.cast::<pg_sys::RenameStmt>()).renameType == pg_sys::ObjectType::OBJECT_ROLE =>
+            {
+                role::before_rename();
+                Ok(())
+            }
             pg_sys::NodeTag::T_RenameStmt => before_rename(node.cast()),
+            pg_sys::NodeTag::T_DropOwnedStmt => role::before_drop_owned(node.cast()),
+            pg_sys::NodeTag::T_CreatePolicyStmt => before_create_policy(node.cast()),
             pg_sys::NodeTag::T_AlterEnumStmt => before_alter_enum(node.cast()),
             pg_sys::NodeTag::T_CreateExtensionStmt => {
                 permit_own((*node.cast::<pg_sys::CreateExtensionStmt>()).extname);
@@ -216,6 +225,24 @@ unsafe fn before_create_publication(statement: *mut pg_sys::CreatePublicationStm
     });
 }
 
+/// A dump brings policies along although they are the extension's (PostgreSQL holds that there are no such). The restore then
+/// makes one that is there: the old one goes first, and the comparison at the statement's end sees whether the new one is the
+/// same.
+unsafe fn before_create_policy(statement: *mut pg_sys::CreatePolicyStmt) -> Result<()> {
+    // SAFETY: a valid parse node; its name is a C string.
+    let table = unsafe {
+        if CStr::from_ptr((*statement).policy_name) != c"agd_readers" {
+            return Ok(());
+        }
+        detach::named((*statement).table)
+    };
+    if table == pg_sys::InvalidOid || !is_own(table) || with_running(|_| ()).is_none() {
+        return Ok(());
+    }
+    let drop = format!("DROP POLICY IF EXISTS agd_readers ON {}", qualified_name(table));
+    Ok(touched::permitted(|| pgrx::Spi::run(&drop))?)
+}
+
 /// CREATE INDEX CONCURRENTLY commits on its way: on a table of agd's own it is refused before it begins.
 unsafe fn before_index(statement: *mut pg_sys::IndexStmt) -> Result<()> {
     // SAFETY: a valid parse node.
@@ -376,6 +403,7 @@ fn own_refused(what: &str, object: &str) -> Error {
 
 /// After a utility statement.
 pub fn after_utility(level: u32) -> Result<()> {
+    role::after_utility()?;
     match touched::statement_ends(level) {
         Some(frame) => conclude(frame),
         None => Ok(()),

@@ -10,6 +10,7 @@
 
 use crate::catalog::{Columns, Relation, catalog, named, scan, scan_key, varlena};
 use crate::error::{Error, Result};
+use crate::log::storage;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use pgrx::FromDatum as _;
 use pgrx::prelude::*;
@@ -99,10 +100,12 @@ pub fn make_key(guard_id: &str) -> Result<()> {
     if !unsafe { pg_sys::pg_strong_random(key.as_mut_ptr().cast(), key.len()) } {
         return Err(Error::Internal("agd: no random numbers to be had from the operating system".into()));
     }
-    Spi::run_with_args(
-        "INSERT INTO agd.redaction_key (guard_id, key) VALUES ($1::uuid, $2)",
-        &[guard_id.into(), key.as_slice().into()],
-    )?;
+    storage::writing(|| {
+        Spi::run_with_args(
+            "INSERT INTO agd.redaction_key (guard_id, key) VALUES ($1::uuid, $2)",
+            &[guard_id.into(), key.as_slice().into()],
+        )
+    })?;
     Ok(())
 }
 

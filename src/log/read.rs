@@ -95,12 +95,14 @@ fn record_publication(
             });
         }
         // What was reported once without its note may be completed; nothing else of a receipt changes.
-        Spi::run_with_args(
-            "INSERT INTO agd.publication AS p (log_id, tree_size, published_to, note) VALUES ($1, $2, $3, $4)
+        storage::writing(|| {
+            Spi::run_with_args(
+                "INSERT INTO agd.publication AS p (log_id, tree_size, published_to, note) VALUES ($1, $2, $3, $4)
              ON CONFLICT (log_id, tree_size, published_to) DO UPDATE SET note = EXCLUDED.note
               WHERE p.note IS NULL AND EXCLUDED.note IS NOT NULL",
-            &[log.log_id.into(), tree_size.into(), published_to.into(), note.into()],
-        )?;
+                &[log.log_id.into(), tree_size.into(), published_to.into(), note.into()],
+            )
+        })?;
         Ok(())
     };
     identity::always_as_owner(record).or_raise();

@@ -51,9 +51,11 @@ fn record(
             hint: "A timestamp is of an anchor that agd.anchors shows.".into(),
         });
     }
-    Spi::run_with_args(
-        "INSERT INTO agd.timestamped (log_id, tree_size, stamped_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-        &[log.log_id.into(), size.into(), at.into()],
-    )?;
+    storage::writing(|| {
+        Spi::run_with_args(
+            "INSERT INTO agd.timestamped (log_id, tree_size, stamped_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+            &[log.log_id.into(), size.into(), at.into()],
+        )
+    })?;
     Ok(())
 }

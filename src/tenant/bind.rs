@@ -2,8 +2,8 @@
 //!
 //! Owns the decision who may bind to whom. Promises that only a login role that was mapped for it binds at all, within the
 //! tenant it was mapped to if there is one; that a transaction binds before it records anything, so that nothing is ever
-//! told under a name that came later; that every refusal leaves a DENIED event, for the platform and for the tenant
-//! concerned; and that no part of a token goes into a message, the log or the record. What it tells the caller does not show
+//! told under a name that came later; that every refusal leaves a DENIED event, for the platform, or for the tenant whose key a
+//! token names; and that no part of a token goes into a message, the log or the record. What it tells the caller does not show
 //! whether a key exists.
 
 use super::binding::{self, Binding, Proof};
@@ -29,8 +29,15 @@ fn answer_bind(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
         hint: "SELECT agd.bind($1) with a token that a tenant's key signed.".into(),
     })?;
     forbid_parallel("agd.bind()")?;
-    let mut concerned = None;
-    let bound = bind(&token, &mut concerned).inspect_err(|_| attempted("BIND", concerned.take()))?;
+    let (mut concerned, mut is_told) = (None, false);
+    let bound = bind(&token, &mut concerned, &mut is_told).inspect_err(|_| {
+        denied::attempted(Attempt {
+            action: Some("BIND".into()),
+            tenant: concerned.take(),
+            concerned_is_told: is_told,
+            ..Attempt::default()
+        });
+    })?;
     Ok(text(&bound).unwrap_or(pg_sys::Datum::from(0)))
 }
 
@@ -46,12 +53,10 @@ fn answer_enter(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
         hint: "SELECT agd.enter('acme', 'who acts').".into(),
     })?;
     forbid_parallel("agd.enter()")?;
-    let bound = enter(&tenant, principal).inspect_err(|_| attempted("ENTER", Some(tenant.clone())))?;
+    let bound = enter(&tenant, principal).inspect_err(|_| {
+        denied::attempted(Attempt { action: Some("ENTER".into()), tenant: Some(tenant.clone()), ..Attempt::default() });
+    })?;
     Ok(text(&bound).unwrap_or(pg_sys::Datum::from(0)))
-}
-
-fn attempted(action: &str, concerned: Option<String>) {
-    denied::attempted(Attempt { action: Some(action.into()), tenant: concerned, ..Attempt::default() });
 }
 
 /// What workers see of a binding is settled before a parallel query begins.
@@ -114,8 +119,9 @@ fn check_limit(mapping: &Mapping, tenant: &str) -> Result<()> {
     }
 }
 
-/// `concerned` is the tenant whose key the token names, once that is known.
-fn bind(token: &str, concerned: &mut Option<String>) -> Result<String> {
+/// `concerned` is the tenant whose key the token names, once that is known; it is told of the attempt where this role may bind
+/// to it.
+fn bind(token: &str, concerned: &mut Option<String>, is_told: &mut bool) -> Result<String> {
     let digest: [u8; 32] = Sha256::digest(token).into();
     // An application that asks twice means the same.
     if let Some(tenant) =
@@ -125,7 +131,9 @@ fn bind(token: &str, concerned: &mut Option<String>) -> Result<String> {
     }
     let mapping = mapped_for(Mode::Token, "agd.bind()")?;
     let parsed = Unverified::parse(token).map_err(|problem| refused(problem, None))?;
-    let claims = verified(&parsed, concerned)?;
+    let verified = verified(&parsed, concerned);
+    *is_told = mapping.tenant.is_none() || mapping.tenant == *concerned;
+    let claims = verified?;
     check_limit(&mapping, &claims.tenant)?;
     let now = used::now();
     let role = transaction::session_user_name();
@@ -226,8 +234,10 @@ fn enter(tenant: &str, principal: Option<String>) -> Result<String> {
     }
     let mapping = mapped_for(Mode::Asserted, "agd.enter()")?;
     validate_principal(&principal).map_err(|_| Error::BadArgument {
-        message: "a principal has 1 to 128 characters, none of them a control character".into(),
-        hint: "It is recorded with every event: the user or agent that acts.".into(),
+        message: "a principal has 1 to 128 characters, and each is seen as what it is".into(),
+        hint: "It is recorded with every event, and people read it: no controls, nothing invisible, nothing that turns the \
+               direction of text, no code point that Unicode does not assign."
+            .into(),
     })?;
     check_limit(&mapping, tenant)?;
     if !exists(tenant)? {

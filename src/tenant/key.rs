@@ -9,6 +9,7 @@ use crate::catalog::{Columns, Relation, catalog, scan, scan_key, text, to_varlen
 use crate::error::{self, Error, Result};
 use crate::event;
 use crate::fmgr::{argument, definer_function};
+use crate::guard::own;
 use crate::home;
 use agd_core::token::{TokenVerifier, validate_kid};
 use pgrx::prelude::*;
@@ -83,12 +84,14 @@ fn add(tenant: Option<&str>, kid: Option<&str>, key: Option<&[u8]>) -> Result<()
             hint: format!("Create it first: SELECT agd.create_tenant('{tenant}')."),
         });
     }
-    let added = Spi::get_one_with_args::<bool>(
-        "WITH made AS (INSERT INTO agd.tenant_key (kid, tenant, public_key) VALUES ($1, $2, $3)
+    let added = own::writing(|| {
+        Spi::get_one_with_args::<bool>(
+            "WITH made AS (INSERT INTO agd.tenant_key (kid, tenant, public_key) VALUES ($1, $2, $3)
                        ON CONFLICT DO NOTHING RETURNING true AS made)
          SELECT COALESCE((SELECT made FROM made), false)",
-        &[kid.into(), tenant.into(), key.into()],
-    )?;
+            &[kid.into(), tenant.into(), key.into()],
+        )
+    })?;
     if added != Some(true) {
         return Err(Error::Exists {
             message: format!("the key id \"{kid}\" or this very key was given already"),
@@ -124,12 +127,14 @@ fn revoke(kid: Option<&str>, reason: Option<&str>) -> Result<()> {
             hint: format!("At most {} bytes.", event::MAX_CAUSE_BYTES),
         });
     }
-    let revoked = Spi::get_one_with_args::<bool>(
-        "WITH done AS (UPDATE agd.tenant_key SET revoked_at = pg_catalog.now(), revoke_reason = $2
+    let revoked = own::writing(|| {
+        Spi::get_one_with_args::<bool>(
+            "WITH done AS (UPDATE agd.tenant_key SET revoked_at = pg_catalog.now(), revoke_reason = $2
                         WHERE kid = $1 AND revoked_at IS NULL RETURNING true AS done)
          SELECT COALESCE((SELECT done FROM done), false)",
-        &[kid.into(), reason.into()],
-    )?;
+            &[kid.into(), reason.into()],
+        )
+    })?;
     if revoked != Some(true) {
         return Err(Error::WrongState {
             message: "there is no such key, or it was revoked already".into(),

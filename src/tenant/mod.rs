@@ -6,13 +6,14 @@
 //! once created stays. Never trusts a row's tenant column without comparing it with the binding.
 //!
 //! How a transaction is bound is in [`bind`], what it is bound to in [`binding`], how parallel workers know in [`share`];
-//! keys are in [`key`], tokens that were used in [`used`], and what a session must not carry along in [`leftover`].
+//! what becomes of a mapping when its role does is in [`role`], keys are in [`key`], tokens that were used in [`used`], and what a session must not carry along in [`leftover`].
 #![allow(unsafe_code)] // reads identities and index entries through the backend
 
 mod bind;
 mod binding;
 mod key;
 pub mod leftover;
+pub mod role;
 pub mod share;
 pub mod used;
 
@@ -21,6 +22,7 @@ pub use binding::{check as check_binding, is_worker as is_parallel_worker, last_
 use crate::catalog::{Columns, Relation, catalog, scan, scan_key, text};
 use crate::error::{self, Error, OrRaise, Result};
 use crate::fmgr::{self, argument, c_function, definer_function};
+use crate::guard::own;
 use crate::{backend, home, identity, transaction};
 use pgrx::prelude::*;
 use std::cell::{Cell, RefCell};
@@ -165,6 +167,14 @@ pub fn told(session_user: pg_sys::Oid, session_user_name: &str) -> Result<Option
     }))
 }
 
+/// The fleet that the present transaction is bound to, as its record will tell of it.
+pub fn acting_fleet() -> Result<Option<ActingFleet>> {
+    let acting = binding::for_the_record(|binding| {
+        binding.fleet().map(|id| ActingFleet { id: id.to_owned(), tenant: binding.tenant.clone() })
+    })?;
+    Ok(acting.flatten())
+}
+
 /// How a role is mapped; None: it is not.
 pub fn mapping(user: pg_sys::Oid) -> Result<Option<Mapping>> {
     let remembered = CACHED
@@ -176,7 +186,7 @@ pub fn mapping(user: pg_sys::Oid) -> Result<Option<Mapping>> {
     let relation = Relation::open(catalog.role_map, pg_sys::AccessShareLock);
     let mut keys = [scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_OIDEQ, pg_sys::Datum::from(user))];
     let mut columns = Columns::default();
-    let mut found = None;
+    let (mut found, mut is_named) = (None, false);
     let generation = generation();
     scan(&relation, Some(catalog.role_map_pkey), std::ptr::null_mut(), &mut keys, |tuple| {
         columns.deform(tuple, relation.descriptor());
@@ -189,9 +199,16 @@ pub fn mapping(user: pg_sys::Oid) -> Result<Option<Mapping>> {
             message: "agd.role_map holds a mode that agd does not know".into(),
             hint: "It was changed outside of agd, or by a newer version of it.".into(),
         })?;
+        // SAFETY: role_name of agd.role_map is text.
+        let name = columns.get(3).map(|value| unsafe { text(value) }).transpose()?;
         found = Some(Mapping { tenant: tenant.map(str::to_owned), mode });
+        is_named = name == Some(transaction::user_name(user).as_str());
         Ok(())
     })?;
+    // A record that was loaded here and is not resumed knows roles by their names alone: a number may be anybody's by now.
+    if found.is_some() && !is_named && !home::is_here()? {
+        found = None;
+    }
     if self::generation() == generation {
         CACHED.with_borrow_mut(|cached| {
             cached.mappings.truncate(MAPPINGS - 1);
@@ -322,12 +339,14 @@ fn create(tenant: Option<&str>, display_name: Option<&str>) -> Result<()> {
         hint: "SELECT agd.create_tenant('acme').".into(),
     })?;
     check_name(tenant)?;
-    let created = Spi::get_one_with_args::<bool>(
-        "WITH made AS (INSERT INTO agd.tenant (tenant, display_name) VALUES ($1, $2)
+    let created = own::writing(|| {
+        Spi::get_one_with_args::<bool>(
+            "WITH made AS (INSERT INTO agd.tenant (tenant, display_name) VALUES ($1, $2)
                        ON CONFLICT DO NOTHING RETURNING true AS made)
          SELECT COALESCE((SELECT made FROM made), false)",
-        &[tenant.into(), display_name.into()],
-    )?;
+            &[tenant.into(), display_name.into()],
+        )
+    })?;
     if created != Some(true) {
         return Err(Error::Exists {
             message: format!("tenant \"{tenant}\" exists already"),
@@ -387,6 +406,14 @@ fn map(role: Option<&str>, tenant: Option<&str>, mode: Option<&str>) -> Result<(
             hint: format!("Create it first: CREATE ROLE {role} LOGIN."),
         });
     };
+    if agd_core::token::validate_principal(role).is_err() {
+        return Err(Error::BadArgument {
+            message: "this role's name holds characters that are not seen as what they are".into(),
+            hint: "It would be recorded as who acts. ALTER ROLE … RENAME TO a name without controls, invisible characters and \
+                   those that turn the direction of text."
+                .into(),
+        });
+    }
     if is_superuser == Some(true) {
         return Err(Error::BadArgument {
             message: format!("role \"{role}\" stands above row-level security and cannot be a tenant's"),
@@ -401,19 +428,13 @@ fn map(role: Option<&str>, tenant: Option<&str>, mode: Option<&str>) -> Result<(
             hint: format!("Create it first: SELECT agd.create_tenant('{tenant}')."),
         });
     }
-    let mapped = Spi::get_one_with_args::<bool>(
-        "WITH made AS (INSERT INTO agd.role_map (role, tenant, mode) VALUES ($1::oid::regrole, $2, $3)
-                       ON CONFLICT DO NOTHING RETURNING true AS made)
-         SELECT COALESCE((SELECT made FROM made), false)",
-        &[oid.into(), tenant.into(), mode.name().into()],
-    )?;
-    if mapped != Some(true) {
-        return Err(Error::Exists {
-            message: format!("role \"{role}\" is mapped already"),
-            hint: "One role is mapped once. SELECT * FROM agd.role_map shows how.".into(),
-        });
+    if role::map(oid, role, tenant, mode)? {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::Exists {
+        message: format!("role \"{role}\" is mapped already"),
+        hint: "One role is mapped once. SELECT * FROM agd.role_map shows how; agd.unmap_role() takes it away.".into(),
+    })
 }
 
 c_function!(agd_current_tenant, pg_finfo_agd_current_tenant, answer_tenant);
@@ -501,6 +522,11 @@ fn may_see(tenant: Option<&str>) -> Result<bool> {
 /// May this session act for a tenant: members of agd_platform for every one, a tenant for itself.
 pub fn may_act_for(tenant: &str) -> Result<bool> {
     may(|user| identity::is_member(user, c"agd_platform"), Some(tenant))
+}
+
+/// Is this session a member of agd_platform?
+pub fn is_platform() -> bool {
+    identity::both(|user| identity::is_member(user, c"agd_platform"))
 }
 
 /// `agd.is_publisher()`: members of agd_publisher see every anchor.

@@ -463,9 +463,12 @@ fn tenants_act_on_their_own_fleets_only() {
         }
     }
     assert_eq!(recorded(&mut superuser), before);
-    // The tenant that was reached for learns of it in its own log.
+    // The platform learns whom it was about; in the log of the tenant that was reached for nobody else writes.
     anchor(&mut superuser);
-    assert!(count(&mut globex, "agd.events WHERE action = 'DENIED' AND role_name = 'fleet_wall_acme'") >= 7);
+    let reached = "agd.events WHERE action = 'DENIED' AND tenant IS NULL AND role_name = 'fleet_wall_acme'
+                   AND body::json->>'concerned_tenant' = 'globex'";
+    assert!(count(&mut superuser, reached) >= 7);
+    assert_eq!(count(&mut globex, "agd.events WHERE action = 'DENIED' AND role_name = 'fleet_wall_acme'"), 0);
     // What a tenant does about its own fleets, the others do not notice.
     let globex_log = "SELECT tree_size::text FROM agd.anchors WHERE tenant = 'globex' ORDER BY tree_size DESC LIMIT 1";
     let size = strings(&mut superuser, globex_log);

@@ -110,6 +110,7 @@ const FUNCTIONS: &[(&str, Decides)] = &[
     ("sql_drop", AlwaysAsOwner),
     ("tlog_proof", Both),
     ("unguard", AsOwner),
+    ("unmap_role", AsOwner),
     ("verifications", NoIdentity),
     ("verify", AsOwner),
     ("verify_fleet", AsOwner),

@@ -12,7 +12,11 @@ mod s3_server;
 
 mod actors;
 mod attack_bounds;
+mod attack_denied;
+mod attack_fleet;
 mod attack_identity;
+mod attack_install;
+mod attack_roles;
 mod attack_triggers;
 mod bulk;
 mod ceiling;

@@ -8,6 +8,7 @@
 
 use crate::catalog::named;
 use crate::error::Result;
+use crate::log::storage;
 use crate::log::verify::complete::Integrated;
 use crate::log::verify::rows::{View, hashes};
 use crate::log::verify::tree::Reached;
@@ -130,7 +131,8 @@ pub fn remember(memory: &Memory, mut news: Vec<News>, complete: Option<(i32, &Co
         counted.push(new.map(|counted| counted.size as i64));
         anchored.push(new.map(|counted| counted.anchored as i64));
     }
-    Spi::run_with_args(
+    storage::writing(|| {
+        Spi::run_with_args(
         "INSERT INTO agd.verified (log_id, tree_size, nodes, counted_size, anchored_size, verified_at)
          SELECT n.log_id, COALESCE(n.tree_size, 0), COALESCE(n.nodes, ''), COALESCE(n.counted_size, 0),
                 COALESCE(n.anchored_size, 0), pg_catalog.clock_timestamp()
@@ -144,15 +146,18 @@ pub fn remember(memory: &Memory, mut news: Vec<News>, complete: Option<(i32, &Co
                anchored_size = CASE WHEN EXCLUDED.counted_size > 0 THEN EXCLUDED.anchored_size ELSE agd.verified.anchored_size END,
                verified_at = EXCLUDED.verified_at",
         &[ids.into(), sizes.into(), nodes.into(), counted.into(), anchored.into()],
-    )?;
+    )
+    })?;
     if let Some((platform, complete)) = complete {
-        Spi::run_with_args(
-            "UPDATE agd.verified
+        storage::writing(|| {
+            Spi::run_with_args(
+                "UPDATE agd.verified
                 SET integrated = CASE WHEN log_id = $1 THEN $2::pg_catalog.pg_snapshot END,
                     guard_state = CASE WHEN log_id = $1 THEN $3 END
               WHERE log_id = $1 OR integrated IS NOT NULL",
-            &[platform.into(), complete.integrated.text.as_str().into(), complete.guard_state.as_slice().into()],
-        )?;
+                &[platform.into(), complete.integrated.text.as_str().into(), complete.guard_state.as_slice().into()],
+            )
+        })?;
     }
     Ok(())
 }
