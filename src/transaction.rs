@@ -8,7 +8,7 @@
 
 use crate::error::{self, Error, OrRaise, Result};
 use crate::fleet::acting;
-use crate::guard::touched;
+use crate::guard::{partition, touched};
 use crate::{
     backend, catalog, ceiling, denied, event, home, identity, memory, nesting, replication, shmem, stamp, tenant,
 };
@@ -445,6 +445,7 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
         }
         pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
             let state = forget();
+            partition::transaction_ended();
             ceiling::transaction_ended();
             home::transaction_ended();
             tenant::transaction_ended();
@@ -481,6 +482,7 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
             ceiling::transaction_ended();
             home::transaction_ended();
             touched::return_to(0);
+            partition::transaction_ended();
             tenant::transaction_ended();
         }
         _ => {}
@@ -518,6 +520,7 @@ unsafe extern "C-unwind" fn subtransaction_event(
             state.causes.retain(|cause| cause.subtransaction < subtransaction);
             state.intents.abort_subtransaction(subtransaction);
             tenant::subtransaction_rolled_back(subtransaction);
+            partition::subtransaction_rolled_back(subtransaction);
         }),
         _ => {}
     }
