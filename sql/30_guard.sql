@@ -72,12 +72,19 @@ CREATE FUNCTION agd.complete_partitions() RETURNS void
 COMMENT ON FUNCTION agd.complete_partitions() IS
   'guards new partitions of guarded tables; called by agd when a partition is made or attached';
 
--- What is wrong with a guard, one row a problem; none: it is intact. The one truth: coverage() shows it, and DDL that
--- would add to it is refused (src/guard/protect.rs).
+-- Is this expression the one that agd.guard() made for a tenant column? Trees are compared (src/guard/policy.rs), not text:
+-- how an expression is printed depends on settings, and needs a lock on its table.
+CREATE FUNCTION agd.is_tenant_policy(expression pg_node_tree, column_number smallint, column_type oid, type_modifier integer,
+    column_collation oid)
+  RETURNS boolean LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'agd_is_tenant_policy';
+COMMENT ON FUNCTION agd.is_tenant_policy(pg_node_tree, smallint, oid, integer, oid) IS
+  'is this the expression of agd''s own policy on a tenant column';
+
+-- What is wrong with a guard, one row a problem; none: it is intact. The one truth: coverage() shows it, agd.verify() asks
+-- it, and DDL that would add to it is refused (src/guard/protect.rs).
 --
--- The tree is read from catalog rows alone: pg_partition_tree would wait for locks on guarded tables. Only a policy's
--- expression cannot be shown without a lock on its table; "policies_of" names the tables where it is looked at, NULL: all.
-CREATE FUNCTION agd.guard_problems(root regclass, policies_of oid[] DEFAULT NULL)
+-- From catalog rows alone, policies included: nothing here waits for a lock on a guarded table (pg_partition_tree would).
+CREATE FUNCTION agd.guard_problems(root regclass)
   RETURNS TABLE (relation regclass, problem text)
   LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
@@ -178,27 +185,15 @@ BEGIN ATOMIC
             WHERE g.tenant_column IS NOT NULL
               AND NOT EXISTS (
                     SELECT FROM pg_catalog.pg_policy p
-                           CROSS JOIN LATERAL (
-                             SELECT CASE a.atttypid
-                                      WHEN 'text'::regtype THEN '(%1$s = ( SELECT agd.current_tenant() AS current_tenant))'
-                                      WHEN 'varchar'::regtype THEN
-                                        '((%1$s)::text = ((( SELECT agd.current_tenant() AS current_tenant))::%2$s)::text)'
-                                      ELSE '(%1$s = (( SELECT agd.current_tenant() AS current_tenant))::%2$s)' END AS shape,
-                                    pg_catalog.quote_ident(a.attname) AS col,
-                                    pg_catalog.format_type(a.atttypid, NULL) AS type
-                               FROM pg_catalog.pg_attribute a
-                              WHERE a.attrelid = t.oid AND a.attname = g.tenant_column AND NOT a.attisdropped) own
+                           JOIN pg_catalog.pg_attribute a
+                             ON a.attrelid = t.oid AND a.attname = g.tenant_column AND NOT a.attisdropped
                      WHERE p.polrelid = t.oid AND p.polname = 'agd_tenant' AND NOT p.polpermissive AND p.polcmd = '*'
                        AND p.polroles = '{0}'
-                       AND CASE WHEN guard_problems.policies_of IS NULL OR t.oid = ANY (guard_problems.policies_of)
-                                THEN pg_catalog.pg_get_expr(p.polqual, t.oid)
-                                       = pg_catalog.format(own.shape, own.col, own.type)
-                                 AND pg_catalog.pg_get_expr(p.polwithcheck, t.oid)
-                                       = pg_catalog.format(own.shape, own.col, own.type)
-                                ELSE true END)
+                       AND agd.is_tenant_policy(p.polqual, a.attnum, a.atttypid, a.atttypmod, a.attcollation)
+                       AND agd.is_tenant_policy(p.polwithcheck, a.attnum, a.atttypid, a.atttypmod, a.attcollation))
          ) w;
 END;
-COMMENT ON FUNCTION agd.guard_problems(regclass, oid[]) IS
+COMMENT ON FUNCTION agd.guard_problems(regclass) IS
   'what is wrong with the guard of a table and of its partitions; no rows: nothing';
 
 CREATE FUNCTION agd.coverage()

@@ -1,12 +1,13 @@
 -- What row-level security does not cover, table by table.
 
 -- PostgreSQL checks unique and foreign keys against every row, whoever may see it, and reads views with their owner's
--- rights. agd.guard() warns of what it finds here; who made a table so may have had a reason.
+-- rights. And a table's owner may drop what guards it; while it is guarded a mapped role does no DDL on it, owner or not.
+-- agd.guard() warns of what it finds here; who made a table so may have had a reason.
 CREATE FUNCTION agd.wall_gaps(relation regclass DEFAULT NULL)
   RETURNS TABLE (relation regclass, gap text, remedy text)
   LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-  WITH walled AS (
+  WITH RECURSIVE walled AS (
     SELECT g.relation::oid AS oid, a.attnum
       FROM agd.guarded_table g
            JOIN pg_catalog.pg_attribute a
@@ -21,7 +22,35 @@ BEGIN ATOMIC
            JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
            JOIN pg_catalog.pg_class v ON v.oid = r.ev_class AND v.relkind IN ('v', 'm')
      WHERE v.relnamespace <> 'agd'::regnamespace
+  ), member (walled, oid) AS (
+    SELECT w.oid, w.oid FROM asked w
+    UNION
+    SELECT m.walled, i.inhrelid FROM member m JOIN pg_catalog.pg_inherits i ON i.inhparent = m.oid
+  ), becomes (role, other) AS (   -- whom a mapped role is, or may become
+    SELECT m.role::oid, m.role::oid FROM agd.role_map m
+    UNION
+    SELECT b.role, n.oid
+      FROM becomes b JOIN pg_catalog.pg_roles o ON o.oid = b.other
+           JOIN pg_catalog.pg_roles n
+             ON EXISTS (SELECT FROM pg_catalog.pg_auth_members a WHERE a.member = b.other AND a.roleid = n.oid)
+                -- Until PostgreSQL 16 CREATEROLE made a role a member of whichever it liked, but for superusers.
+                OR (o.rolcreaterole AND NOT n.rolsuper
+                    AND pg_catalog.current_setting('server_version_num')::int < 160000)
+  ), owned AS (
+    SELECT DISTINCT m.walled, m.oid, b.role, b.other
+      FROM member m JOIN pg_catalog.pg_class c ON c.oid = m.oid
+           JOIN becomes b ON true JOIN pg_catalog.pg_roles o ON o.oid = b.other
+     WHERE c.relowner = b.other OR (o.rolsuper AND m.oid = m.walled)
   )
+  SELECT o.walled::regclass,
+         CASE WHEN o.role = o.other THEN
+                pg_catalog.format('%s is owned by %s, which is mapped to a tenant', o.oid::regclass, o.role::regrole)
+              ELSE pg_catalog.format('%s, which is mapped to a tenant, is a member of %s or can make itself one, and so above the wall of %s',
+                                     o.role::regrole, o.other::regrole, o.oid::regclass) END,
+         CASE WHEN o.role = o.other THEN 'let it belong to a role that is mapped to no tenant: ALTER TABLE … OWNER TO'
+              ELSE 'take the membership or CREATEROLE away, or map another role' END
+    FROM owned o
+  UNION ALL
   SELECT w.oid::regclass,
          pg_catalog.format('unique index %I does not have the tenant column: whoever writes a key learns whether another tenant has it',
                            i.relname),
@@ -57,4 +86,4 @@ BEGIN ATOMIC
    ORDER BY 1, 2;
 END;
 COMMENT ON FUNCTION agd.wall_gaps(regclass) IS
-  'ways past row-level security that a table''s own definition leaves open: keys, foreign keys, views; no rows: none';
+  'ways past row-level security that a table''s own definition leaves open: owners, keys, foreign keys, views; no rows: none';

@@ -37,6 +37,20 @@ CREATE FUNCTION agd.new_incarnation(reason text) RETURNS void
 COMMENT ON FUNCTION agd.new_incarnation(text) IS
   'after published history was lost: closes the logs, begins new ones that commit to what was lost, and opens the record again';
 
+-- Called by the library before DROP EXTENSION agd: runs as agd's owner (src/guard/farewell.rs).
+CREATE FUNCTION agd.last_words() RETURNS text
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+  SELECT pg_catalog.format('events: %s; %s', (SELECT pg_catalog.count(*) FROM agd.event),
+           COALESCE((SELECT pg_catalog.format('newest checkpoint published: %s at size %s, root %s, to %s on %s', l.origin,
+                              p.tree_size, pg_catalog.encode(c.root_hash, 'base64'), p.published_to, p.published_at)
+                       FROM agd.publication p JOIN agd.log l USING (log_id)
+                            LEFT JOIN agd.checkpoint c USING (log_id, tree_size)
+                      ORDER BY p.published_at DESC, p.tree_size DESC LIMIT 1),
+                    'nothing of them was published'));
+END;
+COMMENT ON FUNCTION agd.last_words() IS 'what DROP EXTENSION agd takes away, and what was published of it; called by agd';
+
 -- pg_dump carries the rows of these tables. Only agd.home and agd.verified stay behind: they speak of this database.
 SELECT pg_catalog.pg_extension_config_dump('agd.tenant', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.role_map', '');

@@ -101,6 +101,17 @@ pub fn owner_of(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
     }
 }
 
+/// May this user have a table vacuumed, analysed, clustered or indexed anew?
+pub fn may_maintain(user: pg_sys::Oid, table: pg_sys::Oid) -> bool {
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    // SAFETY: catalog look-ups by oid.
+    unsafe {
+        pg_sys::pg_class_aclcheck(table, user, pg_sys::ACL_MAINTAIN.into()) == pg_sys::AclResult::ACLCHECK_OK
+    }
+    #[cfg(not(any(feature = "pg17", feature = "pg18")))]
+    owns(user, pg_sys::RelationRelationId, table)
+}
+
 /// Is an object of this catalog a user's own, by itself or through membership?
 pub fn owns(user: pg_sys::Oid, catalog: pg_sys::Oid, object: pg_sys::Oid) -> bool {
     // SAFETY: catalog look-ups by oid.
@@ -109,6 +120,8 @@ pub fn owns(user: pg_sys::Oid, catalog: pg_sys::Oid, object: pg_sys::Oid) -> boo
         {
             if catalog == pg_sys::DatabaseRelationId {
                 pg_sys::pg_database_ownercheck(object, user)
+            } else if catalog == pg_sys::ExtensionRelationId {
+                pg_sys::pg_extension_ownercheck(object, user)
             } else {
                 pg_sys::pg_class_ownercheck(object, user)
             }

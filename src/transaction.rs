@@ -8,7 +8,7 @@
 
 use crate::error::{self, Error, OrRaise, Result};
 use crate::fleet::acting;
-use crate::guard::touched;
+use crate::guard::{partition, touched};
 use crate::{
     backend, catalog, ceiling, denied, event, fleet, home, identity, memory, nesting, replication, shmem, stamp, tenant,
 };
@@ -452,6 +452,7 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
             let state = forget();
             fleet::pending::transaction_ended();
             tenant::role::transaction_ended();
+            partition::transaction_ended();
             ceiling::transaction_ended();
             home::transaction_ended();
             tenant::transaction_ended();
@@ -494,6 +495,7 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
             ceiling::transaction_ended();
             home::transaction_ended();
             touched::return_to(0);
+            partition::transaction_ended();
             tenant::transaction_ended();
         }
         _ => {}
@@ -532,6 +534,7 @@ unsafe extern "C-unwind" fn subtransaction_event(
             state.intents.abort_subtransaction(subtransaction);
             tenant::subtransaction_rolled_back(subtransaction);
             fleet::pending::subtransaction_rolled_back(subtransaction);
+            partition::subtransaction_rolled_back(subtransaction);
         }),
         _ => {}
     }

@@ -15,6 +15,19 @@ pub fn record_baseline(name: &str, member: pg_sys::Oid, guard_id: [u8; 16], tena
     record_rows(name, member, guard_id, tenant_column, check, None)
 }
 
+/// The same for rows that come into the guarded table `root` with a partition, or say something else after DDL: whoever does
+/// that must be allowed to write their tenant's rows.
+pub fn record_again(
+    root: pg_sys::Oid,
+    member: pg_sys::Oid,
+    guard_id: [u8; 16],
+    tenant_column: Option<&str>,
+) -> Result<()> {
+    let name = qualified_name(root);
+    let check = |tenant: &str| tenant::check_row(tenant, root, &name);
+    record_rows(&name, member, guard_id, tenant_column, check, None)
+}
+
 /// One DELETE event per row that is there: it leaves the guarded table `root`, as `body` says. Whoever makes it leave must
 /// be allowed to write its tenant's rows.
 pub fn record_departure(

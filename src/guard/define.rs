@@ -18,6 +18,7 @@ use crate::home;
 use crate::query::{self, At};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
+use std::cell::Cell;
 use std::ffi::CString;
 
 definer_function!(agd_guard, pg_finfo_agd_guard, answer_guard);
@@ -95,11 +96,13 @@ fn guard_table(
                 .into(),
         });
     }
-    let guard_id = Spi::get_one_with_args::<String>(
-        "INSERT INTO agd.guarded_table (guard_id, relation, tenant_column, require_cause, on_truncate, redact)
-         VALUES (pg_catalog.gen_random_uuid(), $1::oid::regclass, $2, $3, $4, $5) RETURNING guard_id::text",
-        &[table.oid.into(), tenant_column.into(), require_cause.into(), on_truncate.into(), redact.clone().into()],
-    )?
+    let guard_id = writing(|| {
+        Ok(Spi::get_one_with_args::<String>(
+            "INSERT INTO agd.guarded_table (guard_id, relation, tenant_column, require_cause, on_truncate, redact)
+             VALUES (pg_catalog.gen_random_uuid(), $1::oid::regclass, $2, $3, $4, $5) RETURNING guard_id::text",
+            &[table.oid.into(), tenant_column.into(), require_cause.into(), on_truncate.into(), redact.clone().into()],
+        )?)
+    })?
     .ok_or_else(|| Error::Internal("agd: a guard got no id".into()))?;
     if !redact.is_empty() {
         redact::make_key(&guard_id)?;
@@ -143,6 +146,35 @@ fn guard_table(
         warn_of_gaps(&table)?;
     }
     Ok(())
+}
+
+thread_local! {
+    static WRITING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a statement of agd's own on agd.guarded_table.
+fn writing<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            WRITING.set(false);
+        }
+    }
+    WRITING.set(true);
+    let _reset = Reset;
+    body()
+}
+
+/// The gate asks of each row of agd.guarded_table that is written: AG002 unless it is `agd.guard()` or `agd.unguard()` that
+/// does. A row less, and a table is guarded no more, with no word of it.
+pub fn check_write() -> Result<()> {
+    if WRITING.get() {
+        return Ok(());
+    }
+    Err(Error::TamperingRefused {
+        message: "agd.guarded_table is written by agd's own functions alone".into(),
+        hint: "SELECT agd.guard('public.orders'), or SELECT agd.unguard('public.orders', 'why').".into(),
+    })
 }
 
 /// What the table's own definition leaves open in its wall, and PostgreSQL does not let a policy close.
@@ -261,17 +293,19 @@ fn unguard_table(relation: Option<pg_sys::Oid>, reason: Option<&str>) -> Result<
     }
     lock(oid);
     let name = qualified_name(oid);
-    let guard_id = Spi::connect_mut(|client| {
-        client
-            .update(
-                "DELETE FROM agd.guarded_table WHERE relation = $1::oid::regclass
-                 RETURNING guard_id::text, tenant_column IS NOT NULL",
-                None,
-                &[oid.into()],
-            )?
-            .next()
-            .map(|row| Ok::<_, pgrx::spi::Error>((row.get::<String>(1)?, row.get::<bool>(2)?)))
-            .transpose()
+    let guard_id = writing(|| {
+        Ok(Spi::connect_mut(|client| {
+            client
+                .update(
+                    "DELETE FROM agd.guarded_table WHERE relation = $1::oid::regclass
+                     RETURNING guard_id::text, tenant_column IS NOT NULL",
+                    None,
+                    &[oid.into()],
+                )?
+                .next()
+                .map(|row| Ok::<_, pgrx::spi::Error>((row.get::<String>(1)?, row.get::<bool>(2)?)))
+                .transpose()
+        })?)
     })?;
     let Some((Some(guard_id), has_wall)) = guard_id else {
         return Err(Error::WrongState {

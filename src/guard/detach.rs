@@ -8,6 +8,7 @@ use crate::backend;
 use crate::error::{Error, Result};
 use crate::guard::baseline::record_departure;
 use crate::guard::define::unguard_member;
+use crate::guard::partition;
 use crate::guard::place::{Guard, guard_of, parent_of};
 use crate::guard::relation::qualified_name;
 use crate::query::{self, At};
@@ -73,7 +74,10 @@ pub unsafe fn before(statement: *mut pg_sys::AlterTableStmt) -> Result<Option<De
 
 /// After it: what is not cloned from the root, and so did not go with the clones, goes too.
 pub fn tidy(detached: &Detached) -> Result<()> {
-    detached.members.iter().try_for_each(|&member| unguard_member(member, detached.has_wall))
+    detached.members.iter().try_for_each(|&member| {
+        partition::forget(member);
+        unguard_member(member, detached.has_wall)
+    })
 }
 
 /// The table a statement names, if it is guarded.

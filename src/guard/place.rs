@@ -47,6 +47,8 @@ pub mod class {
     pub const PUBLISHED: u32 = 6106;
     /// pg_depend
     pub const DEPENDENCY: u32 = 2608;
+    /// pg_attribute
+    pub const COLUMN: u32 = 1249;
 }
 
 /// Indexes of catalogs; their oids never change.
@@ -61,6 +63,7 @@ mod index {
     pub const PUBLISHED_OID: u32 = 6112;
     pub const INHERITANCE_CHILD: u32 = 2680;
     pub const DEPENDENCY_REFERENCE: u32 = 2674;
+    pub const COLUMN_NUMBER: u32 = 2659;
 }
 
 /// A guard, as far as DDL is concerned with it.
@@ -226,6 +229,30 @@ pub fn tables_with(row_type: pg_sys::Oid) -> Result<BTreeSet<u32>> {
         })?;
     }
     Ok(tables)
+}
+
+/// What a relation's row type is made of, as far as it tells how a value of that type reads: number, name, type and its
+/// modifier of each column. Empty: there was no such relation.
+pub fn shape_of(relation: pg_sys::Oid, at: At) -> Result<Vec<(i16, String, u32, i32)>> {
+    let mut shape = Vec::new();
+    let number = |name: &CStr| {
+        // SAFETY: a catalog look-up of a system table's column.
+        usize::try_from(unsafe { pg_sys::get_attnum(pg_sys::Oid::from(class::COLUMN), name.as_ptr()) } - 1).unwrap_or(0)
+    };
+    let [name, kind, attnum, modifier, dropped] =
+        [c"attname", c"atttypid", c"attnum", c"atttypmod", c"attisdropped"].map(number);
+    look_up(class::COLUMN, index::COLUMN_NUMBER, relation, at, |columns| {
+        let value = |column: usize| columns.get(column).map_or(0, |value| value.value());
+        if (value(attnum) as i16) > 0 && value(dropped) & 0xff == 0 {
+            // SAFETY: a column of type name.
+            let name = columns.get(name).map(|value| unsafe { CStr::from_ptr(value.cast_mut_ptr::<c_char>()) });
+            let name = name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            shape.push((value(attnum) as i16, name, value(kind) as u32, value(modifier) as i32));
+        }
+        Ok(())
+    })?;
+    shape.sort_unstable();
+    Ok(shape)
 }
 
 /// The guard that a table is behind, by itself or as a part of a guarded table. None too where agd is not installed.

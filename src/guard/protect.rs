@@ -11,16 +11,16 @@
 use crate::denied::{self, Attempt};
 use crate::error::{Error, Result};
 use crate::fmgr::c_function;
-use crate::guard::baseline::record_baseline;
+use crate::guard::baseline::record_again;
 use crate::guard::place::{self, Guard, class, is_own, parent_of, place_of};
 use crate::guard::relation::qualified_name;
-use crate::guard::touched::{self, Frame, with_running};
+use crate::guard::touched::{self, Frame, Touched, with_running};
 use crate::guard::trigger::NOT_MADE_BY_AGD;
-use crate::guard::{ddl_event, detach, partition};
-use crate::home;
+use crate::guard::{ddl_event, detach, farewell, partition};
 use crate::identity::always_as_owner;
 use crate::query::{self, At};
 use crate::tenant::role;
+use crate::{backend, home, tenant};
 use pgrx::pg_extern;
 use pgrx::pg_sys;
 use std::cell::RefCell;
@@ -40,6 +40,7 @@ pub unsafe fn before_utility(
     unsafe {
         touched::statement_begins(statement, query, context);
         let node = (*statement).utilityStmt;
+        before_work(node)?;
         match (*node).type_ {
             pg_sys::NodeTag::T_AlterTableStmt => before_alter_table(node.cast()),
             pg_sys::NodeTag::T_GrantStmt => before_grant(node.cast()),
@@ -77,6 +78,130 @@ pub unsafe fn before_utility(
     }
 }
 
+/// What a statement names to work through it: it may call functions for every row there is.
+#[derive(Default)]
+struct Work {
+    tables: Vec<pg_sys::Oid>,
+    /// Those above are not named by it, nor need they be the caller's own: they have a column of a type that it names.
+    by_type: bool,
+    /// Every table of the database that the caller may maintain.
+    everything: bool,
+    /// It defines something, and leaves the rows alone.
+    only_defines: bool,
+}
+
+/// Before a statement that can call functions for rows of a guarded table (USING, DEFAULT, CHECK, an index's expression), or
+/// that leaves such calls behind (a trigger, a policy): a tenant's session could be shown everybody's rows by them.
+unsafe fn before_work(node: *mut pg_sys::Node) -> Result<()> {
+    // SAFETY: passed on from the caller.
+    let work = unsafe { work_of(node) }?;
+    if work.tables.is_empty() && !work.everything {
+        return Ok(());
+    }
+    let Some((user, what)) = with_running(|frame| (frame.user, frame.tag_name())) else { return Ok(()) };
+    let mut guards = Vec::new();
+    for table in work.tables {
+        if table != pg_sys::InvalidOid
+            && !is_own(table)
+            && let Some(guard) = place::guard_of(place::table_of(table), At::Now)?
+        {
+            guards.push(guard);
+        }
+    }
+    if work.everything && place::extension() != pg_sys::InvalidOid && tenant::acts_for_one(user)? {
+        let mut roots = Vec::new();
+        place::each_guarded(|root| roots.push(root))?;
+        for root in roots.into_iter().filter(|root| backend::may_maintain(user, *root)) {
+            guards.extend(place::guard_of(root, At::Now)?);
+        }
+    }
+    for guard in &guards {
+        if guard.tenant_column.is_some()
+            && (tenant::acts_for_one(user)? || work.by_type && !tenant::is_above_the_wall(guard.root, user)?)
+        {
+            return Err(not_for_tenants(&what, guard));
+        }
+    }
+    if !work.only_defines {
+        with_running(|frame| guards.iter().for_each(|guard| frame.begin_work_on(guard.root)));
+    }
+    Ok(())
+}
+
+/// # Safety
+/// `node` is a valid parse node of a utility statement.
+unsafe fn work_of(node: *mut pg_sys::Node) -> Result<Work> {
+    use pg_sys::NodeTag::*;
+    // SAFETY: the tag tells the node's type; lists hold what the grammar puts into them.
+    unsafe {
+        let on = |name: *mut pg_sys::RangeVar| Work {
+            tables: if name.is_null() { Vec::new() } else { vec![detach::named(name)] },
+            everything: name.is_null(),
+            ..Work::default()
+        };
+        let defines = |name: *mut pg_sys::RangeVar| Work { everything: false, only_defines: true, ..on(name) };
+        Ok(match (*node).type_ {
+            T_AlterTableStmt => on((*node.cast::<pg_sys::AlterTableStmt>()).relation),
+            T_IndexStmt => on((*node.cast::<pg_sys::IndexStmt>()).relation),
+            T_ClusterStmt => on((*node.cast::<pg_sys::ClusterStmt>()).relation),
+            // REINDEX SCHEMA, DATABASE and SYSTEM name no table.
+            T_ReindexStmt => on((*node.cast::<pg_sys::ReindexStmt>()).relation),
+            T_VacuumStmt => {
+                let named = pgrx::PgList::<pg_sys::VacuumRelation>::from_pg((*node.cast::<pg_sys::VacuumStmt>()).rels);
+                let tables = named.iter_ptr().filter(|one| !(**one).relation.is_null());
+                Work {
+                    tables: tables.map(|one| detach::named((*one).relation)).collect(),
+                    everything: named.is_empty(),
+                    ..Work::default()
+                }
+            }
+            // A new partition takes rows out of the default one's bounds: those are looked through.
+            T_CreateStmt if !(*node.cast::<pg_sys::CreateStmt>()).partbound.is_null() => {
+                let parents = (*node.cast::<pg_sys::CreateStmt>()).inhRelations;
+                on(pgrx::PgList::<pg_sys::RangeVar>::from_pg(parents).get_ptr(0).unwrap_or(std::ptr::null_mut()))
+            }
+            T_CreateTrigStmt => defines((*node.cast::<pg_sys::CreateTrigStmt>()).relation),
+            T_RuleStmt => defines((*node.cast::<pg_sys::RuleStmt>()).relation),
+            T_CreatePolicyStmt => defines((*node.cast::<pg_sys::CreatePolicyStmt>()).table),
+            T_AlterPolicyStmt => defines((*node.cast::<pg_sys::AlterPolicyStmt>()).table),
+            T_RenameStmt => defines((*node.cast::<pg_sys::RenameStmt>()).relation),
+            T_AlterObjectSchemaStmt => defines((*node.cast::<pg_sys::AlterObjectSchemaStmt>()).relation),
+            T_CreateStatsStmt => {
+                let tables = pgrx::PgList::<pg_sys::Node>::from_pg((*node.cast::<pg_sys::CreateStatsStmt>()).relations);
+                let named = tables.iter_ptr().filter(|node| (**node).type_ == T_RangeVar);
+                let tables = named.map(|name| detach::named(name.cast())).collect();
+                Work { tables, only_defines: true, ..Work::default() }
+            }
+            // A domain's new constraint is asked for every value of it there is, whoever owns the table.
+            T_AlterDomainStmt if matches!((*node.cast::<pg_sys::AlterDomainStmt>()).subtype as u8, b'C' | b'V') => {
+                let name = pg_sys::makeTypeNameFromNameList((*node.cast::<pg_sys::AlterDomainStmt>()).typeName);
+                let domain = pg_sys::LookupTypeNameOid(std::ptr::null_mut(), name, true);
+                let tables = place::tables_with(domain)?.into_iter().map(pg_sys::Oid::from_u32).collect();
+                Work { tables, by_type: true, ..Work::default() }
+            }
+            _ => Work::default(),
+        })
+    }
+}
+
+/// 42501: a tenant's session does no DDL on a table that holds everybody's rows, whoever owns it.
+fn not_for_tenants(what: &str, guard: &Guard) -> Error {
+    let name = qualified_name(guard.root);
+    let message =
+        format!("{what} on the guarded table {name} is not for a tenant's session: it holds rows of all tenants");
+    denied::attempted(Attempt {
+        action: Some(what.to_owned()),
+        relation: Some(name),
+        guard_id: Some(guard.id),
+        ..Attempt::default()
+    });
+    Error::TenantRefused {
+        recorded: message.clone(),
+        message,
+        hint: "Do this as the table's owner, logged in as a role that is mapped to no tenant.".into(),
+    }
+}
+
 /// The script of agd itself may make and change what is agd's own.
 unsafe fn permit_own(extension: *const c_char) {
     // SAFETY: a parse node's C string, or null.
@@ -93,7 +218,11 @@ unsafe fn before_alter_table(statement: *mut pg_sys::AlterTableStmt) -> Result<(
         let target = detach::named((*statement).relation);
         let (mut may_change_values, mut has_using, mut changes_row_type) = (false, false, false);
         for command in pgrx::PgList::<pg_sys::AlterTableCmd>::from_pg((*statement).cmds).iter_ptr() {
-            may_change_values |= matches!((*command).subtype, Kind::AT_AddColumn | Kind::AT_AlterColumnType);
+            // What stores every row anew as it is. Of anything else the comparison at the statement's end decides.
+            may_change_values |= !matches!(
+                (*command).subtype,
+                Kind::AT_SetLogged | Kind::AT_SetUnLogged | Kind::AT_SetAccessMethod | Kind::AT_SetTableSpace
+            );
             changes_row_type |=
                 matches!((*command).subtype, Kind::AT_AddColumn | Kind::AT_DropColumn | Kind::AT_AlterColumnType);
             if (*command).subtype == Kind::AT_AlterColumnType && !(*command).def.is_null() {
@@ -155,6 +284,27 @@ fn refuse_change_of_type(changed: pg_sys::Oid) -> Result<()> {
     if changed == pg_sys::InvalidOid || with_running(|_| ()).is_none() {
         return Ok(());
     }
+    refuse_if_guarded_uses(changed)
+}
+
+/// Columns of a relation were made, changed or dropped, by whatever command: directly, or through inheritance, a typed table,
+/// a view. Is a guarded table's column made of its row type, its rows would read otherwise than recorded.
+fn refuse_reshaped(frame: &Frame) -> Result<()> {
+    for relation in frame.reshaped.iter().map(|relation| pg_sys::Oid::from_u32(*relation)) {
+        // SAFETY: a catalog look-up; a relation that is gone has no type.
+        let row_type = unsafe { pg_sys::get_rel_type_id(relation) };
+        if row_type == pg_sys::InvalidOid || place::tables_with(row_type)?.is_empty() {
+            continue;
+        }
+        let before = place::shape_of(relation, frame.before())?;
+        if !before.is_empty() && before != place::shape_of(relation, At::Now)? {
+            refuse_if_guarded_uses(row_type)?;
+        }
+    }
+    Ok(())
+}
+
+fn refuse_if_guarded_uses(changed: pg_sys::Oid) -> Result<()> {
     for table in place::tables_with(changed)? {
         if let Some(guard) = place::guard_of(pg_sys::Oid::from(table), At::Now)? {
             let name = qualified_name(guard.root);
@@ -262,11 +412,20 @@ unsafe fn before_drop_extension(statement: *mut pg_sys::DropStmt) -> Result<()> 
             .iter_ptr()
             .any(|name| CStr::from_ptr((*name).sval) == c"agd")
     };
-    if !drops_agd {
+    // Whoever may not drop it is told so by PostgreSQL, and of no guarded table.
+    let may_drop = |user| backend::owns(user, pg_sys::ExtensionRelationId, place::extension());
+    if !drops_agd
+        || place::extension() == pg_sys::InvalidOid
+        || with_running(|frame| may_drop(frame.user)) != Some(true)
+    {
         return Ok(());
     }
     refuse_while_guarded()?;
-    with_running(|frame| frame.own_permitted = true);
+    let last_words = farewell::compose()?;
+    with_running(|frame| {
+        frame.own_permitted = true;
+        frame.last_words = Some(last_words);
+    });
     Ok(())
 }
 
@@ -299,6 +458,9 @@ pub fn dropping(class: u32, object: pg_sys::Oid, part: c_int, flags: c_int) -> R
 }
 
 fn refuse_drop(frame: &mut Frame, class: u32, object: pg_sys::Oid, part: c_int, flags: c_int) -> Result<()> {
+    if class == class::RELATION && part != 0 {
+        frame.reshaped.insert(object.to_u32());
+    }
     if class == class::EXTENSION && object == place::extension() {
         return if frame.own_permitted { Ok(()) } else { Err(own_refused("This statement", "the extension itself")) };
     }
@@ -405,7 +567,11 @@ fn own_refused(what: &str, object: &str) -> Error {
 pub fn after_utility(level: u32) -> Result<()> {
     role::after_utility()?;
     match touched::statement_ends(level) {
-        Some(frame) => conclude(frame),
+        Some(mut frame) => {
+            let last_words = frame.last_words.take().filter(|_| place::extension() == pg_sys::InvalidOid);
+            last_words.iter().for_each(|last_words| farewell::say(last_words));
+            conclude(frame)
+        }
         None => Ok(()),
     }
 }
@@ -436,6 +602,7 @@ fn conclude(mut frame: Frame) -> Result<()> {
 /// Finds out what a statement touched. False: nothing to judge.
 fn settle(frame: &mut Frame) -> Result<bool> {
     frame.resolve()?;
+    refuse_reshaped(frame)?;
     // SAFETY: a catalog look-up.
     if frame.own && unsafe { pg_sys::get_namespace_oid(c"agd".as_ptr(), true) } == pg_sys::InvalidOid {
         return Err(own_refused(&frame.tag_name(), "the schema agd"));
@@ -460,16 +627,14 @@ fn judge(frame: &Frame) -> Result<()> {
     if !home::is_here()? {
         return Ok(());
     }
-    // VACUUM, CLUSTER and their kind define nothing.
-    // SAFETY: looks the tag up in a table of constants.
-    if frame.tag.is_none_or(|tag| unsafe { pg_sys::command_tag_event_trigger_ok(tag) }) {
+    refuse_unrecorded(frame)?;
+    if frame.defines() {
         for touched in frame.guards.values().filter(|touched| touched.is_about_it) {
             ddl_event::record(frame, &touched.guard)?;
         }
     }
     for (guard, member) in rewritten {
-        let name = qualified_name(guard.root);
-        record_baseline(&name, member, guard.id, guard.tenant_column.as_deref())?;
+        record_again(guard.root, member, guard.id, guard.tenant_column.as_deref())?;
     }
     Ok(())
 }
@@ -497,6 +662,16 @@ fn refuse(frame: &Frame) -> Result<Vec<(Guard, pg_sys::Oid)>> {
         if after.is_empty() {
             continue; // unguarded meanwhile, by agd.unguard()
         }
+        if guard.tenant_column.is_some()
+            && touched.is_about_it
+            && !matches!(
+                frame.tag,
+                Some(pg_sys::CommandTag::CMDTAG_COMMENT | pg_sys::CommandTag::CMDTAG_SECURITY_LABEL)
+            )
+            && frame.acts_for_a_tenant()?
+        {
+            return Err(not_for_tenants(&frame.tag_name(), guard));
+        }
         let before = members(guard.root, frame.before())?;
         for oid in before.keys() {
             let leaves = frame.detached.as_ref().is_some_and(|detached| detached.members.contains(oid));
@@ -504,16 +679,43 @@ fn refuse(frame: &Frame) -> Result<Vec<(Guard, pg_sys::Oid)>> {
                 return Err(refused(&format!("the partition {} would leave without a record", qualified_name(*oid))));
             }
         }
-        let problems = new_problems(frame, guard)?;
-        if let Some((member, problem)) = problems.first() {
-            let place = if *member == guard.root { String::new() } else { format!("{}: ", qualified_name(*member)) };
-            return Err(refused(&format!("{place}{problem}")));
+        let told = |(member, problem): &(u32, String)| {
+            let member = pg_sys::Oid::from_u32(*member);
+            let place = if member == guard.root { String::new() } else { format!("{}: ", qualified_name(member)) };
+            format!("{place}{problem}")
+        };
+        let problems = problems(guard, At::Now)?;
+        if !problems.is_empty() {
+            let known = self::problems(guard, frame.before())?;
+            if let Some(new) = problems.difference(&known).next() {
+                return Err(refused(&told(new)));
+            }
+            // It has the problems that it had: a statement that mends none of them is not to build on them.
+            if let Some(problem) = problems.first()
+                && touched.is_about_it
+                && frame.defines()
+                && problems.len() == known.len()
+            {
+                return Err(Error::TamperingRefused {
+                    message: format!(
+                        "{} on the guarded table {name} is refused: its guard is not intact: {}",
+                        frame.tag_name(),
+                        told(problem)
+                    ),
+                    hint: format!(
+                        "Until it is mended, only what mends it is done to the table: SELECT * FROM agd.coverage() WHERE \
+                         NOT intact shows all that is wrong. Or take the table out, which is recorded, and guard it anew: \
+                         SELECT agd.unguard('{}', 'why').",
+                        name.replace('\'', "''")
+                    ),
+                });
+            }
         }
         let mut changed = Vec::new();
         for (oid, shape) in &after {
             if let Some(old) = before.get(oid)
                 && shape.is_leaf
-                && shape.may_differ_from(old, frame.may_change_values)
+                && shape.may_differ_from(old, frame.may_store_other_values())
             {
                 changed.push(*oid);
             }
@@ -585,25 +787,32 @@ fn refuse_calling(frame: &Frame, restoring: bool) -> Result<()> {
     Ok(())
 }
 
-/// Problems that a guard has and did not have before the statement.
-fn new_problems(frame: &Frame, guard: &Guard) -> Result<Vec<(pg_sys::Oid, String)>> {
-    let looked_at: Vec<String> = frame.relations.iter().map(u32::to_string).collect();
-    let query = format!(
-        "SELECT w.relation::oid, w.problem FROM agd.guard_problems('{}'::oid, '{{{}}}') w ORDER BY 1, 2",
-        guard.root.to_u32(),
-        looked_at.join(",")
-    );
-    let problems = |at| -> Result<Vec<(pg_sys::Oid, String)>> {
-        let rows = query::rows(at, &query)?;
-        let texts = rows.iter().map(|row| row.get(1).cloned().flatten().unwrap_or_default());
-        Ok(query::oids(&rows, 0).into_iter().zip(texts).collect())
-    };
-    let mut found = problems(At::Now)?;
-    if !found.is_empty() {
-        let known: HashSet<(pg_sys::Oid, String)> = problems(frame.before())?.into_iter().collect();
-        found.retain(|problem| !known.contains(problem));
+/// A partition that came in and was not seen to, by whatever way: its rows stand in no record.
+fn refuse_unrecorded(frame: &Frame) -> Result<()> {
+    for Touched { guard, .. } in frame.guards.values() {
+        let before = members(guard.root, frame.before())?;
+        if before.is_empty() {
+            continue; // guarded by this very statement
+        }
+        for oid in members(guard.root, At::Now)?.into_keys() {
+            if !before.contains_key(&oid) && !partition::is_completed(oid, frame.first_command) {
+                let (name, root) = (qualified_name(oid), qualified_name(guard.root));
+                return Err(tampering(
+                    format!("{name} would become part of the guarded table {root} without a record of its rows"),
+                    &root,
+                ));
+            }
+        }
     }
-    Ok(found)
+    Ok(())
+}
+
+/// What is wrong with a guard: table and problem.
+fn problems(guard: &Guard, at: At) -> Result<BTreeSet<(u32, String)>> {
+    let query = format!("SELECT w.relation::oid, w.problem FROM agd.guard_problems('{}'::oid) w", guard.root.to_u32());
+    let rows = query::rows(at, &query)?;
+    let texts = rows.iter().map(|row| row.get(1).cloned().flatten().unwrap_or_default());
+    Ok(query::oids(&rows, 0).into_iter().map(pg_sys::Oid::to_u32).zip(texts).collect())
 }
 
 /// agd's own objects must be after the statement what they were before it.
@@ -629,11 +838,20 @@ fn refuse_own(frame: &Frame) -> Result<()> {
 struct Shape {
     is_leaf: bool,
     file: String,
-    /// Attribute number, type.
-    types: BTreeMap<String, u32>,
+    /// The columns that are recorded, by number.
+    columns: BTreeMap<i16, Column>,
+    /// Those that are not, since they follow from the others.
+    generated: BTreeSet<i16>,
     /// The columns of its primary key, and their types.
     key: String,
     key_types: String,
+}
+
+/// A column that is recorded.
+struct Column {
+    type_id: u32,
+    /// Rows that were stored before it was there have a value for it all the same.
+    has_missing: bool,
 }
 
 const TEXT: u32 = 25;
@@ -644,11 +862,16 @@ impl Shape {
     fn may_differ_from(&self, old: &Shape, may_change_values: bool) -> bool {
         let is_rewritten = self.file != old.file;
         let is_text = |oid: u32| matches!(oid, TEXT | VARCHAR);
-        let reads_otherwise = self.types.iter().any(|(column, new)| {
+        self.columns.iter().any(|(number, new)| match old.columns.get(number) {
             // Between text and varchar nothing changes unless it is rewritten.
-            old.types.get(column).is_some_and(|old| old != new && (is_rewritten || !(is_text(*old) && is_text(*new))))
-        });
-        reads_otherwise || is_rewritten && may_change_values
+            Some(old) => {
+                old.type_id != new.type_id && (is_rewritten || !(is_text(old.type_id) && is_text(new.type_id)))
+                    || new.has_missing && !old.has_missing
+            }
+            // It became recorded: it was generated, so that no image has what stands there, or it is new. A new one that is
+            // NULL in every row is so in every image too, since it is in none.
+            None => new.has_missing || old.generated.contains(number),
+        }) || is_rewritten && may_change_values
     }
 }
 
@@ -671,8 +894,9 @@ fn members(root: pg_sys::Oid, at: At) -> Result<HashMap<pg_sys::Oid, Shape>> {
                       JOIN pg_catalog.pg_class p ON p.oid = t.oid AND p.relkind = 'p'
              )
              SELECT t.oid, c.relkind, c.relfilenode,
-                    (SELECT string_agg(a.attnum || ':' || a.atttypid, ',') FROM pg_catalog.pg_attribute a
-                      WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
+                    (SELECT string_agg(a.attnum || ':' || a.atttypid || ':' || a.atthasmissing || ':' || a.attgenerated::text, ',')
+                       FROM pg_catalog.pg_attribute a
+                      WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped),
                     k.names, k.types
                FROM tree t
                     JOIN pg_catalog.pg_class c ON c.oid = t.oid
@@ -692,12 +916,21 @@ fn members(root: pg_sys::Oid, at: At) -> Result<HashMap<pg_sys::Oid, Shape>> {
         .zip(rows)
         .map(|(oid, row)| {
             let text = |column: usize| row.get(column).cloned().flatten().unwrap_or_default();
-            let types = text(3)
-                .split(',')
-                .filter_map(|pair| pair.split_once(':'))
-                .filter_map(|(column, oid)| Some((column.to_owned(), oid.parse().ok()?)))
-                .collect();
-            (oid, Shape { is_leaf: text(1) == "r", file: text(2), types, key: text(4), key_types: text(5) })
+            let (mut columns, mut generated) = (BTreeMap::new(), BTreeSet::new());
+            let listed = text(3);
+            for column in listed.split(',') {
+                let mut parts = column.split(':');
+                let mut part = || parts.next().unwrap_or_default();
+                let (number, type_id, has_missing, generation) = (part(), part(), part(), part());
+                let (Ok(number), Ok(type_id)) = (number.parse(), type_id.parse()) else { continue };
+                if generation.is_empty() {
+                    columns.insert(number, Column { type_id, has_missing: has_missing == "true" });
+                } else {
+                    generated.insert(number);
+                }
+            }
+            let (is_leaf, file) = (text(1) == "r", text(2));
+            (oid, Shape { is_leaf, file, columns, generated, key: text(4), key_types: text(5) })
         })
         .collect())
 }
@@ -710,6 +943,7 @@ c_function!(agd_sql_drop, pg_finfo_agd_sql_drop, |call| always_as_owner(|| sql_d
 unsafe fn ddl_command_end(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
     // SAFETY: passed on to the caller.
     let node = unsafe { parse_tree(call, c"ddl_command_end") }?;
+    with_running(Frame::work_is_done);
     if let Some(frame) = touched::take_running() {
         // SAFETY: the node of the statement that ends.
         if unsafe { partition::adds_a_partition(node) } {

@@ -10,8 +10,8 @@ use crate::guard::place::{
     Guard, class, extension, guard_of, is_own, is_own_by_itself, is_watched, place_of, table_of,
 };
 use crate::guard::{detach::Detached, protect};
-use crate::nesting;
 use crate::query::At;
+use crate::{identity, nesting, tenant};
 use pgrx::pg_sys;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +41,8 @@ pub struct Frame {
     pub tag: Option<pg_sys::CommandTag::Type>,
     /// Where its text stands.
     source: (*const c_char, c_int, c_int),
+    /// As whom the statement runs.
+    pub user: pg_sys::Oid,
     /// ALTER TABLE with a subcommand that can change values of rows.
     pub may_change_values: bool,
     /// … by an expression of the statement.
@@ -51,6 +53,12 @@ pub struct Frame {
     pub detached: Option<Detached>,
     /// Objects made or changed: catalog, oid.
     noted: BTreeSet<(u32, u32)>,
+    /// Relations of which a column is made, changed or dropped.
+    pub reshaped: BTreeSet<u32>,
+    /// Roots of the guarded tables that the statement works through now: nobody writes them meanwhile.
+    busy: BTreeSet<u32>,
+    /// What is to be said when the extension is gone.
+    pub last_words: Option<String>,
     /// Tables touched.
     pub relations: BTreeSet<u32>,
     /// Guards touched, by their root.
@@ -69,6 +77,8 @@ thread_local! {
     static FRAMES: RefCell<Vec<Frame>> = const { RefCell::new(Vec::new()) };
     /// Statements that begin at this level are agd's own.
     static PERMITTED: Cell<Option<u32>> = const { Cell::new(None) };
+    /// A frame may be busy with a guarded table. The gate asks for every row.
+    static ANY_BUSY: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Frame {
@@ -82,11 +92,15 @@ impl Frame {
             first_command: unsafe { pg_sys::GetCurrentCommandId(false) },
             tag: None,
             source: (std::ptr::null(), -1, 0),
+            user: identity::current_user(),
             may_change_values: false,
             has_using: false,
             renamed: Vec::new(),
             detached: None,
             noted: BTreeSet::new(),
+            reshaped: BTreeSet::new(),
+            busy: BTreeSet::new(),
+            last_words: None,
             relations: BTreeSet::new(),
             guards: BTreeMap::new(),
             own: false,
@@ -101,13 +115,47 @@ impl Frame {
         At::Before(self.first_command)
     }
 
+    /// Does it act for a tenant: by its binding, or by the role that logged in, that SET ROLE chose, or as whom it runs?
+    pub fn acts_for_a_tenant(&self) -> Result<bool> {
+        tenant::acts_for_one(self.user)
+    }
+
+    /// Does it define anything? VACUUM, CLUSTER and their kind do not.
+    pub fn defines(&self) -> bool {
+        // SAFETY: looks the tag up in a table of constants.
+        self.tag.is_none_or(|tag| unsafe { pg_sys::command_tag_event_trigger_ok(tag) })
+    }
+
+    /// Where it stored rows anew, may their values be others? Only of what is known to leave them alone they are not.
+    pub fn may_store_other_values(&self) -> bool {
+        use pg_sys::CommandTag::{
+            CMDTAG_ALTER_TABLE, CMDTAG_CLUSTER, CMDTAG_REINDEX, CMDTAG_TRUNCATE_TABLE, CMDTAG_VACUUM,
+        };
+        let leaves_them_alone =
+            [CMDTAG_ALTER_TABLE, CMDTAG_CLUSTER, CMDTAG_REINDEX, CMDTAG_TRUNCATE_TABLE, CMDTAG_VACUUM];
+        self.may_change_values || self.tag.is_none_or(|tag| !leaves_them_alone.contains(&tag))
+    }
+
+    /// It works through a guarded table from here on.
+    pub fn begin_work_on(&mut self, root: pg_sys::Oid) {
+        self.busy.insert(root.to_u32());
+        ANY_BUSY.set(true);
+    }
+
+    /// What it does to tables it has done.
+    pub fn work_is_done(&mut self) {
+        self.busy.clear();
+    }
+
     /// Has it touched anything that may be guarded?
     fn is_idle(&self) -> bool {
         self.noted.is_empty()
+            && self.reshaped.is_empty()
             && self.relations.is_empty()
             && self.guards.is_empty()
             && self.calling.is_empty()
             && !self.own
+            && self.last_words.is_none()
     }
 
     /// Everything noted so far, out of the running statement.
@@ -117,11 +165,13 @@ impl Frame {
         taken.first_command = self.first_command;
         taken.tag = self.tag;
         taken.source = self.source;
+        taken.user = self.user;
         taken.may_change_values = self.may_change_values;
         taken.has_using = self.has_using;
         taken.renamed = std::mem::take(&mut self.renamed);
         taken.detached = self.detached.take();
         taken.noted = std::mem::take(&mut self.noted);
+        taken.reshaped = std::mem::take(&mut self.reshaped);
         taken.relations = std::mem::take(&mut self.relations);
         taken.guards = std::mem::take(&mut self.guards);
         taken.own = std::mem::take(&mut self.own);
@@ -133,6 +183,7 @@ impl Frame {
 
     fn add(&mut self, part: Frame) {
         self.noted.extend(part.noted);
+        self.reshaped.extend(part.reshaped);
         self.relations.extend(part.relations);
         for (root, touched) in part.guards {
             self.touch(root, touched);
@@ -279,6 +330,18 @@ pub fn statement_ends(level: u32) -> Option<Frame> {
     })
 }
 
+/// Does a statement work through this guarded table now? What a function writes that it calls would be lost with the old
+/// copy of a table that is rewritten, or be left out of an index that is built.
+pub fn is_worked_on(root: pg_sys::Oid) -> bool {
+    if !ANY_BUSY.get() {
+        return false;
+    }
+    FRAMES.with_borrow(|frames| {
+        ANY_BUSY.set(frames.iter().any(|frame| !frame.busy.is_empty()));
+        frames.iter().any(|frame| frame.busy.contains(&root.to_u32()))
+    })
+}
+
 /// Did a query of this level do DDL without a statement?
 pub fn query_did_ddl(level: u32) -> bool {
     FRAMES.with_borrow(|frames| frames.last().is_some_and(|frame| frame.level >= level && frame.tag.is_none()))
@@ -373,6 +436,9 @@ unsafe extern "C-unwind" fn object_access(
                         return;
                     }
                     frame.note(class.to_u32(), object);
+                    if class.to_u32() == class::RELATION && part != 0 {
+                        frame.reshaped.insert(object.to_u32());
+                    }
                     if class.to_u32() == class::INHERITANCE && beside != pg_sys::InvalidOid {
                         frame.note(class::RELATION, beside);
                     }

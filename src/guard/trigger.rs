@@ -15,6 +15,7 @@ use crate::fmgr::c_function;
 use crate::guard::own;
 use crate::guard::place;
 use crate::guard::relation::{Guarded, guarded, qualified_name};
+use crate::guard::{define, touched};
 use crate::log::storage;
 use crate::{ceiling, denied, fleet, home, identity, replication, tenant, transaction};
 use agd_core::intent::Operation;
@@ -304,6 +305,18 @@ fn record_write(call: &Call) -> Result<pg_sys::HeapTuple> {
             unsafe { pg_sys::CacheInvalidateRelcacheByRelid(call.oid()) };
         }
     }
+    if touched::is_worked_on(guard.root) {
+        return Err(Error::WrongState {
+            message: format!(
+                "a row of {} is written by a function that a statement on that very table calls",
+                guard.name
+            ),
+            hint:
+                "The row could be lost with the old copy of the table, and its record would stay. Write it before the \
+                   statement, or after it."
+                    .into(),
+        });
+    }
     // What agd itself decides (to revoke, to seal, to unmap, to guard) is needed most when something is wrong.
     if !guard.own {
         ceiling::check()?;
@@ -324,6 +337,9 @@ fn record_write(call: &Call) -> Result<pg_sys::HeapTuple> {
             rows.old.fetch_unchanged(&mut rows.new, call.descriptor());
         }
         if guard.own {
+            if guard.root == catalog()?.guarded_table {
+                define::check_write()?;
+            }
             keep_names(&guard, operation, rows)?;
             fleet::check_write(&guard, operation, &rows.old, &rows.new)?;
             own::check_write(&guard)?;

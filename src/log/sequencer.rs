@@ -261,7 +261,7 @@ fn guard_state_body(digest: &[u8]) -> Result<String> {
         "SELECT pg_catalog.left(pg_catalog.string_agg(pg_catalog.format('%s: %s', w.relation, w.problem), '; '
                                                       ORDER BY w.relation::text COLLATE \"C\", w.problem), 4000)
            FROM (SELECT p.relation, p.problem
-                   FROM agd.every_guard g CROSS JOIN LATERAL agd.guard_problems(g.relation, '{}') p
+                   FROM agd.every_guard g CROSS JOIN LATERAL agd.guard_problems(g.relation) p
                   ORDER BY p.relation::text COLLATE \"C\", p.problem LIMIT 100) w",
         &[],
     )?;

@@ -129,6 +129,27 @@ fn role_tenant(mapping: Option<Mapping>) -> Option<String> {
     mapping.filter(|mapping| mapping.mode == Mode::Role).and_then(|mapping| mapping.tenant)
 }
 
+/// Does this session act for a tenant: is it bound, or is the role that logged in, the role that SET ROLE chose, or `user`
+/// mapped to one, in whatever mode? Such a session is never above the wall.
+pub fn acts_for_one(user: pg_sys::Oid) -> Result<bool> {
+    if binding::tenant()?.is_some() {
+        return Ok(true);
+    }
+    let mut roles = vec![backend::session_user(), backend::outer_user(), user];
+    roles.dedup();
+    for role in roles {
+        if mapping(role)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// May this session see every row of a walled table, whose it may be?
+pub fn is_above_the_wall(relation: pg_sys::Oid, user: pg_sys::Oid) -> Result<bool> {
+    Ok(above_the_wall(relation) && !acts_for_one(user)?)
+}
+
 /// What a transaction's record says of its binding.
 pub struct Told {
     /// role, token or asserted.

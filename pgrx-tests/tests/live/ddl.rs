@@ -25,18 +25,23 @@ const CATALOGS: &str = "
       UNION ALL SELECT format('function %s %s %s', oid::regprocedure, proowner, prosrc) FROM pg_proc WHERE oid >= 16384
       UNION ALL SELECT format('member %s %s', classid, objid) FROM pg_depend WHERE deptype = 'e') l(line)";
 
-/// A database whose guarded tables belong to an ordinary role: `t`, `orders` (of tenants), `p` (partitioned).
+/// A database whose guarded tables belong to an ordinary role: `t`, `orders` (of tenants), `p` (partitioned). The owner is no
+/// tenant's: such a one does no DDL on `orders`.
 struct Scene {
     g: Watch,
     owner: Client,
     owner_name: String,
+    tenant: Client,
+    tenant_name: String,
 }
 
 impl Scene {
     fn new(stem: &str) -> Self {
         let mut g = Watch::new(cluster(), stem, "SELECT agd.create_tenant('acme')").unwrap();
         let owner_name = format!("{}_owner", g.database().name());
+        let tenant_name = format!("{}_tenant", g.database().name());
         cluster().create_role(&owner_name, "").unwrap();
+        cluster().create_role(&tenant_name, "").unwrap();
         g.run(&format!("GRANT CREATE ON SCHEMA public TO {owner_name}"));
         let mut owner = g.database().connect_as(&owner_name).unwrap();
         owner
@@ -51,16 +56,16 @@ impl Scene {
                  CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$",
             )
             .unwrap();
+        owner.batch_execute(&format!("GRANT SELECT, INSERT, UPDATE, DELETE ON orders TO {tenant_name}")).unwrap();
         g.run(&format!(
-            "SELECT agd.map_role('{owner_name}', 'acme'), agd.guard('t'), agd.guard('orders', tenant_column => 'tenant'), agd.guard('p')"
+            "SELECT agd.map_role('{tenant_name}', 'acme'), agd.guard('t'), agd.guard('orders', tenant_column => 'tenant'), agd.guard('p')"
         ));
+        let mut tenant = g.database().connect_as(&tenant_name).unwrap();
         owner
-            .batch_execute(
-                "INSERT INTO t VALUES (1, 'a'), (2, 'b'); INSERT INTO orders VALUES ('acme', 1, 'a'), ('acme', 2, 'b');
-                 INSERT INTO p VALUES (1, 1, 'a'), (2, 2, 'b')",
-            )
+            .batch_execute("INSERT INTO t VALUES (1, 'a'), (2, 'b'); INSERT INTO p VALUES (1, 1, 'a'), (2, 2, 'b')")
             .unwrap();
-        let mut scene = Self { g, owner, owner_name };
+        tenant.batch_execute("INSERT INTO orders VALUES ('acme', 1, 'a'), ('acme', 2, 'b')").unwrap();
+        let mut scene = Self { g, owner, owner_name, tenant, tenant_name };
         for table in ["t", "orders", "p"] {
             scene.g.news(table);
         }
@@ -89,9 +94,8 @@ impl Scene {
         let open: Vec<String> =
             self.g.column("SELECT format('%s: %s', relation, detail) FROM agd.coverage() WHERE guarded AND NOT intact");
         assert_eq!(open, [""; 0]);
-        self.owner
-            .batch_execute("UPDATE t SET v = v; UPDATE orders SET v = v; UPDATE p SET v = v")
-            .unwrap_or_else(|error| panic!("{error:?}"));
+        self.owner.batch_execute("UPDATE t SET v = v; UPDATE p SET v = v").unwrap_or_else(|error| panic!("{error:?}"));
+        self.tenant.batch_execute("UPDATE orders SET v = v").unwrap_or_else(|error| panic!("{error:?}"));
         for (table, rows) in [("t", 2), ("orders", 2), ("p", 2)] {
             assert_eq!(self.g.tally(table), (0, rows, 0), "{table}");
         }
@@ -254,7 +258,7 @@ fn what_agd_is_made_of_is_changed_by_agd_alone() {
         "ALTER TABLE agd.event OWNER TO pg_monitor",
         "ALTER FUNCTION agd.record_write() OWNER TO pg_monitor",
         "ALTER FUNCTION agd.record_write() RENAME TO other",
-        "ALTER FUNCTION agd.guard_problems(regclass, oid[]) SECURITY INVOKER",
+        "ALTER FUNCTION agd.guard_problems(regclass) SECURITY INVOKER",
         "CREATE OR REPLACE FUNCTION agd.record_write() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$",
         "CREATE OR REPLACE VIEW agd.anchors AS SELECT * FROM agd.anchors",
         "ALTER SCHEMA agd RENAME TO other",
@@ -291,7 +295,12 @@ fn a_statement_that_mends_a_guard_passes() {
     );
     let mut owner = s.g.database().connect_as(&s.owner_name).unwrap();
     // One that leaves the problem as it is, one that mends the half of it, one that adds another.
-    owner.batch_execute("ALTER TABLE t ADD c int; ALTER TABLE t ENABLE ALWAYS TRIGGER \"~agd_confirm\"").unwrap();
+    let error = expect_sqlstate(owner.batch_execute("ALTER TABLE t ADD c int"), "AG002");
+    assert!(error.message().contains("its guard is not intact: trigger \"~agd_confirm\""), "{}", error.message());
+    expect_hint(&error, "SELECT agd.unguard('public.t', 'why')");
+    owner.batch_execute("ALTER TABLE t ENABLE ALWAYS TRIGGER \"~agd_confirm\"").unwrap();
+    // What defines nothing goes on.
+    owner.batch_execute("VACUUM FULL t").unwrap();
     expect_sqlstate(owner.batch_execute("ALTER TABLE t DISABLE TRIGGER \"~agd_truncate\""), "AG002");
     owner
         .batch_execute(
@@ -493,7 +502,8 @@ fn a_partition_of_tenants_is_detached_by_who_may_write_them() {
         )
         .unwrap();
     s.g.run("SELECT agd.guard('w', tenant_column => 'tenant', require_cause => true)");
-    s.owner.batch_execute("BEGIN; SELECT agd.set_cause('first'); INSERT INTO w VALUES ('acme', 1); COMMIT").unwrap();
+    s.g.run(&format!("GRANT INSERT ON w TO {}", s.tenant_name));
+    s.tenant.batch_execute("BEGIN; SELECT agd.set_cause('first'); INSERT INTO w VALUES ('acme', 1); COMMIT").unwrap();
     s.g.news("w");
     expect_sqlstate(s.owner.batch_execute("ALTER TABLE w DETACH PARTITION w1"), "AG005");
     s.owner.batch_execute("BEGIN; SELECT agd.set_cause('moved'); ALTER TABLE w DETACH PARTITION w1; COMMIT").unwrap();
@@ -514,7 +524,8 @@ fn a_lost_trigger_is_not_silently_made_again() {
            (SELECT oid FROM pg_trigger WHERE tgrelid = 'p1'::regclass AND tgname = '~agd_truncate');
          DELETE FROM pg_trigger WHERE tgrelid = 'p1'::regclass AND tgname = '~agd_truncate'",
     );
-    s.owner.batch_execute("CREATE TABLE p3 PARTITION OF p FOR VALUES IN (3)").unwrap();
+    let error = expect_sqlstate(s.owner.batch_execute("CREATE TABLE p3 PARTITION OF p FOR VALUES IN (3)"), "AG002");
+    expect_hint(&error, "agd.coverage()");
     assert_eq!(s.g.briefs("p"), [""; 0], "no baseline was recorded again");
     let open: Vec<String> = s.g.column("SELECT relation::text FROM agd.coverage() WHERE guarded AND NOT intact");
     assert_eq!(open, ["p1"]);
@@ -539,9 +550,7 @@ fn a_rewrite_that_can_change_values_is_recorded_row_by_row() {
     assert!(orders.len() == 2 && orders.iter().all(|event| event.tenant.as_deref() == Some("acme")), "{orders:?}");
     // No value changes: nothing is recorded again.
     s.owner
-        .batch_execute(
-            "ALTER TABLE t ALTER v TYPE text; ALTER TABLE t ADD c int DEFAULT 7; ALTER TABLE t SET (fillfactor = 80)",
-        )
+        .batch_execute("ALTER TABLE t ALTER v TYPE text; ALTER TABLE t ADD c int; ALTER TABLE t SET (fillfactor = 80)")
         .unwrap();
     s.owner.batch_execute("VACUUM FULL t").unwrap();
     s.owner.batch_execute("CLUSTER t USING t_pkey").unwrap();

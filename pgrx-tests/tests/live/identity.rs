@@ -81,6 +81,8 @@ const FUNCTIONS: &[(&str, Decides)] = &[
     ("history", Both),
     ("inclusion_proof", Both),
     ("is_publisher", Both),
+    ("is_tenant_policy", NoIdentity),
+    ("last_words", Definer),
     ("leaf_index", Both),
     ("map_role", AsOwner),
     ("may_read", Both),

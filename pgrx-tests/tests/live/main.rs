@@ -12,6 +12,7 @@ mod s3_server;
 
 mod actors;
 mod attack_bounds;
+mod attack_ddl;
 mod attack_denied;
 mod attack_fleet;
 mod attack_identity;

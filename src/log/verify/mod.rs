@@ -312,10 +312,10 @@ impl Verification {
         for (event, what) in &recorded.open {
             open.add(format!("a guard was open, says event {event}: {what}"));
         }
-        // As they are now; policies' expressions are left to agd.coverage(), which waits for locks on guarded tables.
+        // As they are now.
         for row in self.view.rows(
             "SELECT w.relation, w.problem
-               FROM agd.every_guard g CROSS JOIN LATERAL agd.guard_problems(g.relation, '{}') w ORDER BY 1, 2",
+               FROM agd.every_guard g CROSS JOIN LATERAL agd.guard_problems(g.relation) w ORDER BY 1, 2",
         )? {
             if let [Some(relation), Some(problem)] = row.as_slice() {
                 open.add(format!("a guard is open now: {relation}: {problem}"));
