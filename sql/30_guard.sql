@@ -232,7 +232,8 @@ COMMENT ON FUNCTION agd.coverage() IS 'every table of this database: is it guard
 --
 -- Made of names and definitions, never of oids, so that a restored database has the same. And made of catalog rows alone:
 -- the worker calls it, and must not wait for a lock that somebody holds on a guarded table (pg_partition_tree and
--- pg_get_expr would). So a policy is its expression's tree without object numbers and places in a source text (-1: none), plus the names of
+-- pg_get_expr would; and what takes a tree apart again may need more stack than who made it). So a policy, and a trigger's WHEN, is its
+-- expression's tree without object numbers and places in a source text (-1: none), plus the names of
 -- all it refers to.
 --
 -- Hashed line by line, so that no value ever is as large as all guards are together; and a trigger or policy whose definition
@@ -254,12 +255,24 @@ CREATE VIEW agd.guard_digest (digest) AS
                              c.relforcerowsecurity)
       FROM tree t JOIN pg_catalog.pg_class c ON c.oid = t.oid
     UNION ALL
-    SELECT pg_catalog.format('trigger %s %s %s', t.guard_id, tg.tgenabled,
-             CASE WHEN COALESCE(pg_catalog.octet_length(tg.tgqual::text), 0) <= 1048576
-                       AND pg_catalog.octet_length(tg.tgargs) <= 1048576
-                  THEN pg_catalog.pg_get_triggerdef(tg.oid)
-                  ELSE pg_catalog.format('"%s" of %s and %s bytes', tg.tgname, pg_catalog.octet_length(tg.tgqual::text),
-                                         pg_catalog.octet_length(tg.tgargs)) END)
+    SELECT pg_catalog.format('trigger %s %s %s %s %s %s %s %s %s %s %s', t.guard_id, tg.tgenabled, tg.tgname, t.oid::regclass,
+             tg.tgfoid::regprocedure, tg.tgtype,
+             (SELECT pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ',' ORDER BY a.attnum)
+                FROM pg_catalog.pg_attribute a WHERE a.attrelid = tg.tgrelid AND a.attnum = ANY (tg.tgattr)),
+             CASE WHEN pg_catalog.octet_length(tg.tgqual::text) > 1048576
+                  THEN pg_catalog.format('%s bytes', pg_catalog.octet_length(tg.tgqual::text))
+                  ELSE pg_catalog.regexp_replace(tg.tgqual::text, '(:[a-z]+) -?[0-9]+', '\1 #', 'g') END,
+             CASE WHEN pg_catalog.octet_length(tg.tgargs) > 1048576
+                  THEN pg_catalog.format('%s bytes', pg_catalog.octet_length(tg.tgargs))
+                  ELSE pg_catalog.encode(tg.tgargs, 'escape') END,
+             pg_catalog.format('%s %s %s %s %s', tg.tgconstraint <> 0, tg.tgdeferrable, tg.tginitdeferred, tg.tgoldtable,
+                               tg.tgnewtable),
+             (SELECT pg_catalog.string_agg(pg_catalog.pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid), ', '
+                                           ORDER BY pg_catalog.pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid)
+                                                    COLLATE "C")
+                FROM pg_catalog.pg_depend d
+               WHERE d.classid = 'pg_catalog.pg_trigger'::regclass AND d.objid = tg.oid
+                 AND d.refclassid <> 'pg_catalog.pg_trigger'::regclass))
       FROM tree t JOIN pg_catalog.pg_trigger tg
              ON tg.tgrelid = t.oid
             AND (tg.tgname LIKE '~agd\_%'

@@ -184,6 +184,7 @@ impl RowFormat {
                 out.push(b',');
             }
             out.extend_from_slice(&column.label);
+            make_more_room(out, begin);
             match row.get(column.index) {
                 Some(value) => write_value(column, out, begin, value),
                 None => out.extend_from_slice(b"null"),
@@ -573,6 +574,20 @@ fn make_room(out: &mut Vec<u8>, begin: usize, bytes: usize) {
     event::check_image_size((out.len() - begin).saturating_add(bytes));
     if memory::fallible(|| out.try_reserve(bytes + LARGE)).is_err() {
         Error::OutOfMemory(format!("agd: no memory for a row image of {bytes} bytes")).raise();
+    }
+}
+
+/// Many values that are not large: from a certain size of the image on, there is always room for one more of them, or none
+/// is to be had.
+fn make_more_room(out: &mut Vec<u8>, begin: usize) {
+    // A byte becomes six at most.
+    const ONE_MORE: usize = 6 * LARGE;
+    let written = out.len() - begin;
+    if written >= LARGE && out.capacity() - out.len() < ONE_MORE {
+        event::check_image_size(written);
+        if memory::fallible(|| out.try_reserve(written.max(ONE_MORE))).is_err() {
+            Error::OutOfMemory(format!("agd: no memory for a row image of {written} bytes or more")).raise();
+        }
     }
 }
 

@@ -69,6 +69,39 @@ fn definitions_too_large_for_the_guards_digest_are_refused() {
     expect_all_in_the_log(&mut g);
 }
 
+/// An expression as deep as its owner's stack allows: the worker's, which must look at it, is no deeper.
+#[test]
+fn a_condition_as_deep_as_the_stack_stops_no_log() {
+    let (mut g, mut owner) = owned("bounds_depth");
+    owner.batch_execute("CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$").unwrap();
+    let (mut made, mut depth) = (0, 64);
+    let mut step = 64;
+    // The deepest that PostgreSQL takes, within a few.
+    while step > 0 && depth < 40_000 {
+        let condition = format!("NEW.id{} > 0", " + 1".repeat(depth));
+        let outcome = owner.batch_execute(&format!(
+            "CREATE TRIGGER \"~agd_deep_{depth}\" AFTER INSERT ON t FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION f()"
+        ));
+        match outcome {
+            Ok(()) => {
+                made = depth;
+                step *= 2;
+            }
+            Err(error) => {
+                // Deeper than the stack, or larger than what the digest takes in.
+                assert!(["54001", "AG002"].contains(&error.as_db_error().unwrap().code().code()), "{error:?}");
+                depth = made;
+                step /= 4;
+            }
+        }
+        depth += step;
+    }
+    assert!(made > 100);
+    println!("{made} deep");
+    expect_all_in_the_log(&mut g);
+    assert!(g.one::<bool>("SELECT EXISTS (SELECT FROM pg_trigger WHERE tgname LIKE '~agd_deep%')"));
+}
+
 #[test]
 fn a_guard_whose_event_would_fit_into_no_entry_is_not_made() {
     let mut g = Watch::simple(cluster(), "bounds_redact").unwrap();

@@ -256,7 +256,8 @@ fn the_gates_own_triggers_changed_in_the_catalog_let_nothing_pass() {
     let checkpointer: i32 = g.one("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'");
     let mut changes: Vec<(&str, String)> = Vec::new();
     for trigger in ["~agd_record", "~agd_confirm"] {
-        for kind in 0..128 {
+        // Not INSTEAD OF (64): on a table PostgreSQL itself does not survive it, before it calls anybody.
+        for kind in 0..64 {
             changes.push((trigger, format!("tgtype = {kind}")));
         }
         for change in [
@@ -304,7 +305,7 @@ fn the_gates_own_triggers_changed_in_the_catalog_let_nothing_pass() {
             // agd.coverage() and in agd.verify_table().
             if outcome.is_ok() && trigger == "~agd_confirm" {
                 let kind = change.strip_prefix("tgtype = ").map(|kind| kind.parse::<i32>().unwrap());
-                let asked = kind.is_some_and(|kind| kind & bit != 0 && kind & 66 == 0 && kind & 1 != 0);
+                let asked = kind.is_some_and(|kind| kind & bit != 0 && kind & 2 == 0 && kind & 1 != 0);
                 assert!(!asked && (kind.is_some() || change.starts_with("tgattr")), "{change}: {write} passed");
                 continue;
             }
