@@ -45,7 +45,12 @@ BEGIN ATOMIC
   SELECT ev.*
     FROM agd.events ev
    WHERE ev.guard_id = (SELECT agd.guard_id(history.relation))   -- once, and not for each event
-     AND (ev.row_key @> history.row_key OR ev.new @> history.row_key)
+     AND ev.row_key IS NOT NULL AND history.row_key <> '{}'
+     -- Equal, member by member: a key that holds another one is not that one.
+     AND (NOT EXISTS (SELECT FROM pg_catalog.jsonb_each(history.row_key) k
+                       WHERE (ev.row_key -> k.key) IS DISTINCT FROM k.value)
+          OR NOT EXISTS (SELECT FROM pg_catalog.jsonb_each(history.row_key) k
+                          WHERE (ev.new -> k.key) IS DISTINCT FROM k.value))
    ORDER BY ev.committed_at NULLS LAST, pg_catalog.split_part(ev.event_id, '-', 2)::int;
 END;
 COMMENT ON FUNCTION agd.history(regclass, jsonb) IS 'all that was recorded of one row, oldest first';

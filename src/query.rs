@@ -1,8 +1,9 @@
 //! Reading agd's own tables through SQL.
 //!
-//! Owns the ways to ask for a single value, and for rows as of a given moment. Promises not to assign a transaction id, so
+//! Owns the ways to ask for a single value, for rows as of a given moment, and for many rows one by one. Promises not to assign a transaction id, so
 //! that reads work on a standby and leave no trace on a primary (pgrx's `Spi::get_one` assigns one).
 
+use crate::catalog;
 use crate::error::{Error, Result};
 use crate::fault;
 use pgrx::datum::{DatumWithOid, FromDatum, IntoDatum};
@@ -139,6 +140,81 @@ pub fn rows(at: At, query: &str) -> Result<Vec<Vec<Option<String>>>> {
             pg_sys::UnregisterSnapshot(snapshot);
         }
         Ok(found)
+    })
+}
+
+/// One row of [`each`].
+pub struct Row {
+    tuple: pg_sys::HeapTuple,
+    descriptor: pg_sys::TupleDesc,
+}
+
+#[allow(unsafe_code)] // reads a result of SPI's
+impl Row {
+    fn datum(&self, column: usize) -> Option<pg_sys::Datum> {
+        let mut is_null = true;
+        // SAFETY: a tuple of SPI's and its row type; a column that is not there is NULL.
+        let value = unsafe { pg_sys::SPI_getbinval(self.tuple, self.descriptor, column as i32 + 1, &mut is_null) };
+        (!is_null).then_some(value)
+    }
+
+    /// A column, from 0, that is text or json; None: NULL. Valid until the next row.
+    pub fn text(&self, column: usize) -> Result<Option<&str>> {
+        // SAFETY: the caller asks for a column of such a type.
+        self.datum(column).map(|value| unsafe { catalog::text(value) }).transpose()
+    }
+
+    /// A column that is int; None: NULL.
+    pub fn int(&self, column: usize) -> Option<i32> {
+        self.datum(column).map(|value| value.value() as i32)
+    }
+
+    /// A column that is bigint or timestamptz; None: NULL.
+    pub fn long(&self, column: usize) -> Option<i64> {
+        self.datum(column).map(|value| value.value() as i64)
+    }
+}
+
+/// Hands on a query's rows one by one, as the active snapshot sees them; only a few are in memory. The query must have no
+/// parameters.
+#[allow(unsafe_code)] // SPI's own interface: pgrx keeps every row that was fetched until the end
+pub fn each(query: &str, mut row: impl FnMut(&Row) -> Result<()>) -> Result<()> {
+    /// Rows fetched in one go: each may be large.
+    const BATCH: std::ffi::c_long = 16;
+    let query = std::ffi::CString::new(query).map_err(|_| Error::Internal("agd: a query holds NUL".into()))?;
+    Spi::connect(|_| {
+        let scratch = catalog::Scratch::new();
+        // SAFETY: a read-only cursor sees the active snapshot; its rows are SPI's until they are freed, which is after their
+        // use. On an error all goes with the (sub)transaction.
+        unsafe {
+            let none = std::ptr::null();
+            let portal = pg_sys::SPI_cursor_open_with_args(
+                none,
+                query.as_ptr(),
+                0,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                none,
+                true,
+                0,
+            );
+            loop {
+                pg_sys::SPI_cursor_fetch(portal, true, BATCH);
+                let table = pg_sys::SPI_tuptable;
+                let count = if table.is_null() { 0 } else { (*table).numvals as usize };
+                for at in 0..count {
+                    pgrx::check_for_interrupts!();
+                    let found = Row { tuple: *(*table).vals.add(at), descriptor: (*table).tupdesc };
+                    scratch.with(|| row(&found))?;
+                }
+                pg_sys::SPI_freetuptable(table);
+                if count == 0 {
+                    break;
+                }
+            }
+            pg_sys::SPI_cursor_close(portal);
+        }
+        Ok(())
     })
 }
 

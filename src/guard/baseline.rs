@@ -1,5 +1,6 @@
 //! The rows of a table, recorded without being written: the baseline, what was in a table before it was guarded, so that
-//! it can be reconciled with its log from the first day; and what leaves with a partition that is detached. One event per row.
+//! it can be reconciled with its log from the first day; what DDL may have changed; and what leaves with a partition that is
+//! detached. One event per row.
 #![allow(unsafe_code)] // scans the table directly
 
 use crate::catalog::{Columns, Relation, Scratch, scan};
@@ -7,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::event::{self, Image, Record};
 use crate::guard::relation::{qualified_name, row_format};
 use crate::tenant;
+use agd_core::chain;
 use pgrx::prelude::*;
 
 /// One BASELINE event per row that is there. The lock keeps writers out, so the newest snapshot sees all there is.
@@ -15,17 +17,38 @@ pub fn record_baseline(name: &str, member: pg_sys::Oid, guard_id: [u8; 16], tena
     record_rows(name, member, guard_id, tenant_column, check, None)
 }
 
-/// The same for rows that come into the guarded table `root` with a partition, or say something else after DDL: whoever does
-/// that must be allowed to write their tenant's rows.
+/// The same for rows that come into the guarded table `root` with a partition: whoever brings them must be allowed to write
+/// their tenant's rows.
+pub fn record_arrival(
+    root: pg_sys::Oid,
+    member: pg_sys::Oid,
+    guard_id: [u8; 16],
+    tenant_column: Option<&str>,
+) -> Result<()> {
+    record_as_written(root, member, guard_id, tenant_column, None)
+}
+
+/// The same for rows that were recorded before, and that DDL may have changed: each event says so, because it continues its
+/// row's chain and begins none.
 pub fn record_again(
     root: pg_sys::Oid,
     member: pg_sys::Oid,
     guard_id: [u8; 16],
     tenant_column: Option<&str>,
 ) -> Result<()> {
+    record_as_written(root, member, guard_id, tenant_column, Some(("BASELINE", chain::RECORDED_AGAIN)))
+}
+
+fn record_as_written(
+    root: pg_sys::Oid,
+    member: pg_sys::Oid,
+    guard_id: [u8; 16],
+    tenant_column: Option<&str>,
+    told: Option<(&str, &str)>,
+) -> Result<()> {
     let name = qualified_name(root);
     let check = |tenant: &str| tenant::check_row(tenant, root, &name);
-    record_rows(&name, member, guard_id, tenant_column, check, None)
+    record_rows(&name, member, guard_id, tenant_column, check, told)
 }
 
 /// One DELETE event per row that is there: it leaves the guarded table `root`, as `body` says. Whoever makes it leave must
@@ -39,7 +62,7 @@ pub fn record_departure(
 ) -> Result<()> {
     let name = qualified_name(root);
     let check = |tenant: &str| tenant::check_row(tenant, root, &name);
-    record_rows(&name, member, guard_id, tenant_column, check, Some(body))
+    record_rows(&name, member, guard_id, tenant_column, check, Some(("DELETE", body)))
 }
 
 fn record_rows(
@@ -48,7 +71,7 @@ fn record_rows(
     guard_id: [u8; 16],
     tenant_column: Option<&str>,
     check_tenant: impl Fn(&str) -> Result<()>,
-    departure: Option<&str>,
+    told: Option<(&str, &str)>,
 ) -> Result<()> {
     let relation = Relation::open(member, pg_sys::AccessShareLock);
     // SAFETY: an open relation.
@@ -58,7 +81,7 @@ fn record_rows(
     let format = row_format(relation.0)?;
     let mut columns = Columns::default();
     let mut recorded = 0u64;
-    let mut told = std::time::Instant::now();
+    let mut noticed = std::time::Instant::now();
     let scratch = Scratch::new();
     // SAFETY: registered until the scan is over; on an error the resource owner lets go of it.
     let snapshot = unsafe { pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot()) };
@@ -77,21 +100,23 @@ fn record_rows(
                 check_tenant(tenant)?;
             }
             let image = Image::Row(&format, &columns);
+            let (action, body) = told.map_or(("BASELINE", None), |(action, body)| (action, Some(body)));
+            let departs = action == "DELETE";
             event::insert(&Record {
-                action: if departure.is_some() { "DELETE" } else { "BASELINE" },
+                action,
                 tenant: tenant.as_deref(),
                 relation: Some(name),
                 guard_id: Some(guard_id),
                 row_key: Some(Image::Key(&format, &columns)),
-                old: departure.is_some().then_some(image),
-                new: departure.is_none().then_some(image),
-                body: departure,
+                old: departs.then_some(image),
+                new: (!departs).then_some(image),
+                body,
             })
         })?;
         recorded += 1;
-        if told.elapsed().as_secs() >= 5 {
+        if noticed.elapsed().as_secs() >= 5 {
             notice!("agd: {recorded} rows of {} recorded so far", qualified_name(member));
-            told = std::time::Instant::now();
+            noticed = std::time::Instant::now();
         }
         Ok(())
     })?;

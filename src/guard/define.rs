@@ -7,15 +7,17 @@
 
 use crate::catalog::Relation;
 use crate::error::{self, Error, Result};
-use crate::event::{self, Record};
+use crate::event::{self, Image, Record};
 use crate::fmgr::{argument, definer_function};
 use crate::guard::baseline::record_baseline;
+use crate::guard::ddl_event;
 use crate::guard::examine::{Table, check_tenant_column, examine, lock};
 use crate::guard::redact;
 use crate::guard::relation::{parse_uuid, primary_key, qualified_name};
 use crate::guard::touched::permitted;
 use crate::home;
 use crate::query::{self, At};
+use agd_core::chain;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use std::cell::Cell;
@@ -123,9 +125,14 @@ fn guard_table(
     }
     expect_intact(&table)?;
     let uuid = uuid_of(&guard_id)?;
+    // What a verifier needs to follow each row: whether the rows that are there now are recorded, and what columns they have.
+    let mut payload = format!("{{\"baseline\":{baseline},\"columns\":").into_bytes();
+    chain::write_changes(&ddl_event::first_columns(table.oid)?, &mut payload);
+    payload.push(b'}');
     event::insert(&Record {
         relation: Some(&table.name),
         guard_id: Some(uuid),
+        new: Some(Image::Json(&payload)),
         body: Some(&format!(
             "tenant_column={} require_cause={require_cause} on_truncate={on_truncate} redact={}",
             tenant_column.unwrap_or("-"),

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)] // reads parse nodes, calls a function by its oid
 
 use crate::error::{Error, OrRaise, Result};
-use crate::guard::baseline::record_again;
+use crate::guard::baseline::record_arrival;
 use crate::guard::define::{guard_member, uuid_of};
 use crate::guard::examine::{check_storage, check_tenant_column};
 use crate::guard::relation::{own_function, qualified_name};
@@ -208,5 +208,5 @@ fn take_in(guard_id: &str, root: pg_sys::Oid, member: pg_sys::Oid) -> Result<()>
     check_storage(&name, text(2).unwrap_or_default(), text(3) == Some("t"))?;
     let tenant_type = tenant_column.map(|column| check_tenant_column(root, &root_name, column)).transpose()?;
     guard_member(member, guard_id, tenant_column.zip(tenant_type.as_deref()), text(1) == Some("t"))?;
-    record_again(root, member, uuid_of(guard_id)?, tenant_column)
+    record_arrival(root, member, uuid_of(guard_id)?, tenant_column)
 }

@@ -217,6 +217,7 @@ unsafe fn before_alter_table(statement: *mut pg_sys::AlterTableStmt) -> Result<(
     unsafe {
         let target = detach::named((*statement).relation);
         let (mut may_change_values, mut has_using, mut changes_row_type) = (false, false, false);
+        let mut retyped = Vec::new();
         for command in pgrx::PgList::<pg_sys::AlterTableCmd>::from_pg((*statement).cmds).iter_ptr() {
             // What stores every row anew as it is. Of anything else the comparison at the statement's end decides.
             may_change_values |= !matches!(
@@ -227,6 +228,9 @@ unsafe fn before_alter_table(statement: *mut pg_sys::AlterTableStmt) -> Result<(
                 matches!((*command).subtype, Kind::AT_AddColumn | Kind::AT_DropColumn | Kind::AT_AlterColumnType);
             if (*command).subtype == Kind::AT_AlterColumnType && !(*command).def.is_null() {
                 has_using |= !(*(*command).def.cast::<pg_sys::ColumnDef>()).raw_default.is_null();
+                if !(*command).name.is_null() {
+                    retyped.push((target.to_u32(), CStr::from_ptr((*command).name).to_string_lossy().into_owned()));
+                }
             }
         }
         if changes_row_type && target != pg_sys::InvalidOid {
@@ -242,14 +246,14 @@ unsafe fn before_alter_table(statement: *mut pg_sys::AlterTableStmt) -> Result<(
             }
             frame.may_change_values = may_change_values;
             frame.has_using = has_using;
+            frame.retyped = retyped;
             frame.detached = detached;
         });
         Ok(())
     }
 }
 
-/// ALTER TYPE … RENAME ATTRIBUTE, and the same for a table that is the type of another one's column. What a column of a
-/// guarded table is called from now on is noted: its images have another name for it.
+/// ALTER TYPE … RENAME ATTRIBUTE, and the same for a table that is the type of another one's column.
 unsafe fn before_rename(statement: *mut pg_sys::RenameStmt) -> Result<()> {
     use pg_sys::ObjectType::{OBJECT_ATTRIBUTE, OBJECT_COLUMN};
     // SAFETY: a rename of a column or attribute names a relation, and two names.
@@ -258,9 +262,6 @@ unsafe fn before_rename(statement: *mut pg_sys::RenameStmt) -> Result<()> {
             let target = detach::named((*statement).relation);
             if target != pg_sys::InvalidOid {
                 refuse_change_of_type(pg_sys::get_rel_type_id(target))?;
-                let [before, after] = [(*statement).subname, (*statement).newname]
-                    .map(|name| CStr::from_ptr(name).to_string_lossy().into_owned());
-                with_running(|frame| frame.renamed.push((target.to_u32(), before, after)));
             }
         }
     }
@@ -629,8 +630,11 @@ fn judge(frame: &Frame) -> Result<()> {
     }
     refuse_unrecorded(frame)?;
     if frame.defines() {
-        for touched in frame.guards.values().filter(|touched| touched.is_about_it) {
-            ddl_event::record(frame, &touched.guard)?;
+        for touched in frame.guards.values() {
+            let columns = ddl_event::columns(frame, touched.guard.root)?;
+            if touched.is_about_it || !columns.is_empty() {
+                ddl_event::record(frame, &touched.guard, &columns)?;
+            }
         }
     }
     for (guard, member) in rewritten {

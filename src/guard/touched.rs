@@ -47,8 +47,10 @@ pub struct Frame {
     pub may_change_values: bool,
     /// … by an expression of the statement.
     pub has_using: bool,
-    /// Columns renamed: table, name before, name after.
-    pub renamed: Vec<(u32, String, String)>,
+    /// Columns whose type is set, so that their values may read otherwise: table, name.
+    pub retyped: Vec<(u32, String)>,
+    /// What became of the columns was told in an event.
+    pub columns_told: bool,
     /// DETACH PARTITION: what leaves the tree.
     pub detached: Option<Detached>,
     /// Objects made or changed: catalog, oid.
@@ -95,7 +97,8 @@ impl Frame {
             user: identity::current_user(),
             may_change_values: false,
             has_using: false,
-            renamed: Vec::new(),
+            retyped: Vec::new(),
+            columns_told: false,
             detached: None,
             noted: BTreeSet::new(),
             reshaped: BTreeSet::new(),
@@ -168,7 +171,9 @@ impl Frame {
         taken.user = self.user;
         taken.may_change_values = self.may_change_values;
         taken.has_using = self.has_using;
-        taken.renamed = std::mem::take(&mut self.renamed);
+        taken.retyped = std::mem::take(&mut self.retyped);
+        // Whatever is judged later of this statement does not tell it again.
+        taken.columns_told = std::mem::replace(&mut self.columns_told, true);
         taken.detached = self.detached.take();
         taken.noted = std::mem::take(&mut self.noted);
         taken.reshaped = std::mem::take(&mut self.reshaped);
@@ -192,7 +197,7 @@ impl Frame {
         self.calling.extend(part.calling);
         self.may_change_values |= part.may_change_values;
         self.has_using |= part.has_using;
-        self.renamed.extend(part.renamed);
+        self.retyped.extend(part.retyped);
         self.detached = self.detached.take().or(part.detached);
     }
 

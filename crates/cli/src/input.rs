@@ -4,7 +4,7 @@
 //! ever taken into memory. Never opens a pipe or a device unless that is what was asked for.
 
 use std::fmt::Display;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read as _, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -32,6 +32,24 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// Opens a file without waiting for anybody, and looks at what was opened: what the name stood for a moment before may be
+/// something else by now. `follow`: whether it may be a link. `None`: it is not a regular file.
+///
+/// # Errors
+/// What the system says.
+pub fn open_regular(path: &Path, follow: bool) -> io::Result<Option<(File, Metadata)>> {
+    let no_link = if follow { 0 } else { libc::O_NOFOLLOW };
+    let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK | no_link).open(path);
+    let file = match opened {
+        // A link that was not to be followed; a socket, a device that is not there.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) && !follow => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        opened => opened?,
+    };
+    let metadata = file.metadata()?;
+    Ok(metadata.is_file().then_some((file, metadata)))
+}
+
 /// Reads a trust policy.
 ///
 /// # Errors
@@ -53,11 +71,17 @@ pub fn authorities(path: &Path) -> Result<Authorities, String> {
 /// A regular file of a limited size: a pipe would block the open.
 fn regular(path: &Path, limit: u64, otherwise: &str) -> Result<Vec<u8>, String> {
     let named = |error: &dyn Display| format!("{}: {error}", path.display());
-    let metadata = std::fs::metadata(path).map_err(|error| named(&error))?;
-    if !metadata.is_file() || metadata.len() > limit {
+    let Some((file, metadata)) = open_regular(path, true).map_err(|error| named(&error))? else {
+        return Err(named(&otherwise));
+    };
+    let mut bytes = Vec::new();
+    if metadata.len() <= limit {
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| named(&error))?;
+    }
+    if metadata.len() > limit || bytes.len() as u64 > limit {
         return Err(named(&otherwise));
     }
-    read(path, limit)
+    Ok(bytes)
 }
 
 /// Writes a new file, or standard output where no file is given.

@@ -369,7 +369,12 @@ fn events_text(text: &mut String, events: &EventsReport) {
     if !events.fleets.is_empty() {
         row("fleets", &fleets_line(&events.fleets));
     }
+    if events.rows.followed > 0 {
+        row("rows", &events.rows.line());
+    }
     events.fleets_left_out.iter().for_each(|what| row("left out", what));
+    // Not all was there to be checked, and need not be: that is no verdict.
+    events.rows.left_out.iter().for_each(|what| row("left out", &format!("{what}; not checked")));
     events.unchecked.iter().for_each(|what| row("not checked", what));
     findings_text(&events.findings, &mut row);
 }
@@ -491,6 +496,10 @@ fn events_json(events: &EventsReport) -> Value {
         "unchecked": events.unchecked,
         "fleets": events.fleets.iter().map(fleet_json).collect::<Vec<_>>(),
         "fleets_left_out": events.fleets_left_out,
+        "rows": {
+            "followed": events.rows.followed, "tables": events.rows.tables, "events": events.rows.steps,
+            "left_out": events.rows.left_out,
+        },
     })
 }
 

@@ -22,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::input;
 use crate::passphrase::{PassphraseError, Source};
 
 /// The longest key file that is read, in bytes. A key line has at most about 200, an encrypted key about 600.
@@ -228,11 +229,9 @@ impl SecretKey {
         let io = |source| KeyError::Io { path: path.to_owned(), source };
         let format = |reason: &str| KeyError::Format { path: path.to_owned(), reason: reason.to_owned() };
         // A named pipe would block the open; a link to a file is fine.
-        if !std::fs::metadata(path).map_err(io)?.is_file() {
-            return Err(format("not a regular file"));
-        }
-        let file = File::open(path).map_err(io)?;
-        let mode = file.metadata().map_err(io)?.permissions().mode() & 0o7777;
+        let opened = input::open_regular(path, true).map_err(io)?;
+        let (file, metadata) = opened.ok_or_else(|| format("not a regular file"))?;
+        let mode = metadata.permissions().mode() & 0o7777;
         if mode & 0o077 != 0 {
             return Err(KeyError::Permissions { path: path.to_owned(), mode });
         }

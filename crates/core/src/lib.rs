@@ -11,6 +11,7 @@
 pub mod audit;
 pub mod bundle;
 pub mod cause;
+pub mod chain;
 pub mod checkpoint;
 pub mod dump;
 pub mod entry;

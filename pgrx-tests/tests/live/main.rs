@@ -17,6 +17,7 @@ mod attack_denied;
 mod attack_fleet;
 mod attack_identity;
 mod attack_install;
+mod attack_laundering;
 mod attack_roles;
 mod attack_triggers;
 mod bulk;

@@ -269,7 +269,8 @@ impl Page<'_> {
             log.result.unchecked.iter().for_each(|text| item(&format!("{}: {text}", log.origin)));
         }
         if let Some(events) = &report.events {
-            events.unchecked.iter().chain(&events.fleets_left_out).for_each(|text| item(text));
+            let left_out = events.fleets_left_out.iter().chain(&events.rows.left_out);
+            events.unchecked.iter().chain(left_out).for_each(|text| item(text));
         } else {
             item(
                 "The events themselves: entries hold digests, not rows. A dump made by agd export has them (--events)",

@@ -47,7 +47,7 @@ pub struct Timestamp {
 /// The anchors of a log that are drawn.
 pub fn anchors(reader: &Reader, log: &LogReport) -> Vec<Anchor> {
     let sizes: Vec<u64> = log.result.published.iter().copied().filter(|size| *size > 0).collect();
-    let mut leaves = Leaves::new(reader, &log.origin, log.result.size);
+    let mut leaves = Leaves::new(reader, &log.origin, log.result.size, &log.result.tiles);
     let mut newest = i64::MIN;
     let mut found = Vec::new();
     for size in thinned(&sizes, MAX_POINTS) {

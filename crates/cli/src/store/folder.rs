@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::Files;
 use super::{CONTROL, Kind, Listed, StoreError};
+use crate::input;
 
 /// Files that wait to be flushed at most: each is open until then.
 const WAITING: usize = 256;
@@ -54,22 +55,18 @@ impl Folder {
     /// [`StoreError::NotRegular`], [`StoreError::TooLarge`] above `limit` bytes, [`StoreError::Io`].
     pub(super) fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
         let io = |source| StoreError::Io { path: path.to_owned(), source };
-        let full = self.root.join(path);
-        // Looked at before it is opened: opening a pipe would block.
-        let metadata = match fs::symlink_metadata(&full) {
-            Ok(metadata) => metadata,
+        let (file, metadata) = match input::open_regular(&self.root.join(path), false) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return Err(StoreError::NotRegular { path: path.to_owned() }),
             Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => return Err(io(error)),
         };
-        if !metadata.is_file() {
-            return Err(StoreError::NotRegular { path: path.to_owned() });
-        }
         let too_large = |size| StoreError::TooLarge { path: path.to_owned(), size, limit };
         if metadata.len() > limit {
             return Err(too_large(metadata.len()));
         }
         let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
-        File::open(&full).and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut bytes)).map_err(io)?;
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
         if bytes.len() as u64 > limit {
             return Err(too_large(bytes.len() as u64));
         }

@@ -2,8 +2,9 @@
 //!
 //! Owns the pass over a dump: each line's entry must be the bytes at its leaf in the store, its images must give the digests
 //! in that entry, and every leaf that the dump says it has must have its event, once. What proven events tell of fleets is handed
-//! to [`agd_core::fleet::History`], which judges them. Promises memory bounded by one line, one bit a leaf and the rows of fleets
-//! (and what it reports), in whatever order the lines stand. The store's own files are judged by
+//! to [`agd_core::fleet::History`], and what they tell of rows to [`super::chains`], which judge them. The store's entries are
+//! those that were verified: [`Leaves`] sees to that. Promises memory bounded by one line of at most [`MAX_LINE`] bytes, one bit
+//! a leaf, the rows of fleets and what is kept to put events in order (and what it reports), in whatever order the lines stand. The store's own files are judged by
 //! [`super::log`]; whether an image was erased by right is not to be seen in a dump, so erased ones are counted and named.
 
 use std::collections::HashMap;
@@ -18,12 +19,13 @@ use agd_core::{DumpedEvent, EventId, Image, ImageKind, LogRange, OwnedEntry, ent
 use thiserror::Error;
 
 use super::Report;
+use super::chains::{Chains, Extent, Images, Rows};
 use super::findings::{Finding, Findings};
 use super::leaves::Leaves;
 use crate::store::Reader;
 
-/// The longest line that is read, in bytes: three images of half a gigabyte, escaped.
-const MAX_LINE: u64 = 4 << 30;
+/// The longest line that is read, in bytes. PostgreSQL has no event of more than a gigabyte.
+pub const MAX_LINE: u64 = 1 << 30;
 
 /// Missing events of a log that are named one by one; the rest is counted.
 const NAMED: u64 = 8;
@@ -86,6 +88,8 @@ pub struct EventsReport {
     pub fleets: Vec<JudgedFleet>,
     /// What the dump does not have of fleets, and need not have.
     pub fleets_left_out: Vec<String>,
+    /// The rows whose events were held against each other.
+    pub rows: Rows,
 }
 
 /// Checks a dump against the store that `report` is about. `progress` counts events.
@@ -98,9 +102,24 @@ pub fn verify(
     path: &Path,
     progress: &AtomicU64,
 ) -> Result<EventsReport, DumpFileError> {
+    verify_within(reader, report, path, MAX_LINE, progress)
+}
+
+/// The same with another limit for the length of a line.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_within(
+    reader: &Reader,
+    report: &Report,
+    path: &Path,
+    max_line: u64,
+    progress: &AtomicU64,
+) -> Result<EventsReport, DumpFileError> {
     let file = path.display().to_string();
     let io = |source| DumpFileError::Io { file: file.clone(), source };
-    let mut lines = Lines { from: BufReader::with_capacity(1 << 18, File::open(path).map_err(io)?), offset: 0 };
+    let from = BufReader::with_capacity(1 << 18, File::open(path).map_err(io)?);
+    let mut lines = Lines { from, offset: 0, max_line };
     let mut line = Vec::new();
     let header = match lines.next(&mut line).map_err(io)? {
         Some(Ended::Whole) => dump::parse_header(&line).ok(),
@@ -113,6 +132,8 @@ pub fn verify(
         logs: Vec::new(),
         by_origin: HashMap::new(),
         fleets: History::default(),
+        chains: Chains::default(),
+        too_long: 0,
         result: EventsReport { file: file.clone(), ..EventsReport::default() },
     };
     ranges.into_iter().for_each(|range| check.log(reader, report, range));
@@ -123,19 +144,13 @@ pub fn verify(
             None => break,
             Some(Ended::Whole) => check.line(&line, place),
             Some(Ended::Cut) => check.wrong(place, None, "the line has no end: the dump was cut off".to_owned()),
-            Some(Ended::TooLong) => {
-                check.wrong(
-                    place,
-                    None,
-                    format!("a line of more than {MAX_LINE} bytes; nothing was read from there on"),
-                );
-                break;
-            }
+            Some(Ended::TooLong) => check.too_long(place, max_line),
         }
         progress.fetch_add(1, Ordering::Relaxed);
     }
     check.missing();
     check.judge_fleets();
+    check.judge_rows();
     Ok(check.result)
 }
 
@@ -150,12 +165,15 @@ enum Ended {
 struct Lines {
     from: BufReader<File>,
     offset: u64,
+    max_line: u64,
 }
 
 impl Lines {
+    /// The next line. Of one that is too long nothing is kept, and the next one follows it.
     fn next(&mut self, line: &mut Vec<u8>) -> io::Result<Option<Ended>> {
         line.clear();
-        let read = (&mut self.from).take(MAX_LINE + 1).read_until(b'\n', line)? as u64;
+        line.shrink_to(KEPT);
+        let read = (&mut self.from).take(self.max_line + 1).read_until(b'\n', line)? as u64;
         self.offset += read;
         Ok(match (read, line.last()) {
             (0, _) => None,
@@ -163,11 +181,18 @@ impl Lines {
                 line.pop();
                 Some(Ended::Whole)
             }
-            (read, _) if read > MAX_LINE => Some(Ended::TooLong),
+            (read, _) if read > self.max_line => {
+                *line = Vec::new();
+                self.offset += self.from.skip_until(b'\n')? as u64;
+                Some(Ended::TooLong)
+            }
             _ => Some(Ended::Cut),
         })
     }
 }
+
+/// Room for a line that is kept for the next one.
+const KEPT: usize = 1 << 20;
 
 /// A line of the dump.
 #[derive(Clone, Copy)]
@@ -185,6 +210,10 @@ struct Log<'a> {
     reach: u64,
     /// There are lines beyond, or there ought to be.
     tells: LogEvents,
+    /// The store has it.
+    there: bool,
+    /// An event was there that is not what was anchored.
+    wrong: bool,
 }
 
 impl Log<'_> {
@@ -209,12 +238,15 @@ struct Check<'a> {
     logs: Vec<Log<'a>>,
     by_origin: HashMap<String, usize>,
     fleets: History,
+    chains: Chains,
+    /// Lines that were too long to be read.
+    too_long: u64,
     result: EventsReport,
 }
 
 impl<'a> Check<'a> {
     /// Takes up a log of the first line.
-    fn log(&mut self, reader: &'a Reader, report: &Report, range: LogRange) {
+    fn log(&mut self, reader: &'a Reader, report: &'a Report, range: LogRange) {
         let LogRange { origin, first, last, images } = range;
         let place = Place { number: 1, offset: 0 };
         if first > last || self.by_origin.contains_key(&origin) {
@@ -240,9 +272,11 @@ impl<'a> Check<'a> {
         self.fleets.expect(&origin, images && first == 0 && there.is_some());
         let seen = vec![0; (reach - first).div_ceil(64) as usize];
         self.by_origin.insert(origin.clone(), self.logs.len());
-        let leaves = Leaves::new(reader, &origin, size);
+        let roots = there.map_or(&[][..], |log| &log.tiles);
+        let leaves = Leaves::new(reader, &origin, size, roots);
+        let there = there.is_some();
         let tells = LogEvents { origin, first, last, images, ..LogEvents::default() };
-        self.logs.push(Log { leaves, seen, reach, tells });
+        self.logs.push(Log { leaves, seen, reach, tells, there, wrong: false });
     }
 
     fn wrong(&mut self, place: Place, index: Option<u64>, message: String) {
@@ -272,6 +306,7 @@ impl<'a> Check<'a> {
         let verdict = log.judge(&event, &entry);
         // Images are bound to the entry that stands beside them, whatever that is worth.
         let problems = event.check_images(&entry, images);
+        log.wrong |= !problems.is_empty() || matches!(verdict, Err(Wrong::False(_)));
         match verdict {
             Ok(()) => {
                 let erased = event.erased().count() as u64;
@@ -286,7 +321,10 @@ impl<'a> Check<'a> {
                         Image::Text(text) => Some(text.as_ref()),
                         _ => None,
                     };
-                    self.fleets.add(&origin, index, &entry, text(ImageKind::Old), text(ImageKind::New));
+                    let of = |kind| text(kind);
+                    let (key, old, new) = (of(ImageKind::Key), of(ImageKind::Old), of(ImageKind::New));
+                    self.fleets.add(&origin, index, &entry, old, new);
+                    self.chains.add(at as u32, index, &entry, images, Images { key, old, new });
                 }
             }
             Err(Wrong::Unread(what)) => {
@@ -303,6 +341,52 @@ impl<'a> Check<'a> {
             let text = format!("event {id}, entry {index} of {origin}: its image \"{}\" {problem}", kind.name());
             self.wrong(place, Some(index), text);
         }
+    }
+
+    /// A line that nobody can read: what it holds could not be checked.
+    fn too_long(&mut self, place: Place, max_line: u64) {
+        self.too_long += 1;
+        if self.too_long <= NAMED {
+            let Place { number, offset } = place;
+            let text =
+                format!("line {number}, at byte {offset}: it is longer than {max_line} bytes, the most that is read");
+            self.result.unchecked.push(text);
+        } else if self.too_long == NAMED + 1 {
+            self.result.unchecked.push("further lines that are too long".to_owned());
+        }
+    }
+
+    /// What the proven events tell of rows.
+    fn judge_rows(&mut self) {
+        let logs: Vec<Extent> = self
+            .logs
+            .iter()
+            .map(|log| Extent {
+                origin: log.tells.origin.clone(),
+                is_from_the_beginning: log.there && log.tells.images && log.tells.first == 0,
+                is_whole: !log.wrong && log.tells.missing == 0,
+            })
+            .collect();
+        let (mut doubts, result) = (0_u64, &mut self.result);
+        let rows = std::mem::take(&mut self.chains).judge(&logs, |found| match found.doubt {
+            None => {
+                let (file, index) = (result.file.clone(), Some(found.index));
+                result.findings.add(Finding { file, index, offset: None, message: found.message });
+            }
+            Some(doubt) => {
+                doubts += 1;
+                if doubts <= NAMED {
+                    result.unchecked.push(format!("{} ({doubt})", found.message));
+                }
+            }
+        });
+        if let Some(more) = doubts.checked_sub(NAMED).filter(|more| *more > 0) {
+            result
+                .unchecked
+                .push(format!("{more} more events that do not follow from the one before, for such reasons"));
+        }
+        result.rows = rows;
+        result.logs = std::mem::take(&mut self.logs).into_iter().map(|log| log.tells).collect();
     }
 
     /// What the proven events tell of fleets.
@@ -325,6 +409,13 @@ impl<'a> Check<'a> {
             let leaves = (log.tells.first..log.reach).filter(|index| !log.is_seen(*index));
             let missing: Vec<u64> = leaves.clone().take(NAMED as usize).collect();
             log.tells.missing = leaves.count() as u64;
+            if log.tells.missing > 0 && self.too_long > 0 {
+                // They may stand in the lines that were not read.
+                let text =
+                    format!("{} events of {}: not in the lines that were read", log.tells.missing, log.tells.origin);
+                self.result.unchecked.push(text);
+                continue;
+            }
             let mut found = Vec::new();
             for index in missing {
                 let id = match log.leaves.get(index) {
@@ -344,7 +435,6 @@ impl<'a> Check<'a> {
                 self.result.findings.add(Finding { file, index, offset: None, message });
             }
         }
-        self.result.logs = std::mem::take(&mut self.logs).into_iter().map(|log| log.tells).collect();
     }
 }
 
@@ -367,7 +457,15 @@ impl Log<'_> {
         if index >= self.reach {
             return Err(Wrong::Beyond);
         }
-        let logged = self.leaves.get(index).map_err(|error| Wrong::Unread(format!("events: {error}")))?;
+        let logged = match self.leaves.get(index) {
+            Ok(logged) => logged,
+            Err(error) => {
+                // It is there, whatever it is.
+                self.see(index);
+                self.wrong = true;
+                return Err(Wrong::Unread(format!("events: {error}")));
+            }
+        };
         if *logged == *event.entry {
             if !self.see(index) {
                 return Err(Wrong::False("is there twice".to_owned()));

@@ -1,10 +1,12 @@
 //! Single entries of a published log.
 //!
-//! Owns the way from a leaf's index to its bytes in the store's bundles. Promises to hold one bundle in memory, and that what
-//! is asked for in order is read once. Judges nothing: [`super::log`] says whether the bundles are the published ones.
+//! Owns the way from a leaf's index to its bytes in the store's bundles. Promises to hold one bundle in memory, that what is
+//! asked for in order is read once, and that nothing is handed out but what [`super::log`] has verified: a bundle that is read
+//! again must give the leaves that it gave then.
 
-use agd_core::TILE_WIDTH;
+use agd_core::{Hash, TILE_WIDTH, leaf_hash};
 
+use super::tile::root_of;
 use crate::store::Reader;
 use crate::tiles::{self, Piece};
 
@@ -14,14 +16,16 @@ pub struct Leaves<'a> {
     reader: &'a Reader,
     origin: String,
     size: u64,
+    /// The root of each tile's leaves when the log was verified.
+    roots: &'a [Hash],
     /// Its index, and its entries one after the other with the end of each.
     tile: Option<(u64, Vec<u8>, Vec<usize>)>,
 }
 
 impl<'a> Leaves<'a> {
-    /// Of the log at a size.
-    pub fn new(reader: &'a Reader, origin: &str, size: u64) -> Self {
-        Self { reader, origin: origin.to_owned(), size, tile: None }
+    /// Of the log at a size, whose tiles were read before and had these roots.
+    pub fn new(reader: &'a Reader, origin: &str, size: u64, roots: &'a [Hash]) -> Self {
+        Self { reader, origin: origin.to_owned(), size, roots, tile: None }
     }
 
     /// The entry at a leaf.
@@ -47,9 +51,15 @@ impl<'a> Leaves<'a> {
         let path = || Piece::Entries.path(&self.origin, tile, width);
         let found = found.ok_or_else(|| named(&format!("{} is missing", path())))?;
         let (mut bytes, mut ends) = (Vec::with_capacity(found.bytes.len()), Vec::new());
+        let mut leaves = Vec::with_capacity(usize::from(width));
         for entry in tiles::entries(&found, width).map_err(|error| named(&error))? {
             bytes.extend_from_slice(entry);
             ends.push(bytes.len());
+            leaves.push(leaf_hash(entry));
+        }
+        let verified = usize::try_from(tile).ok().and_then(|tile| self.roots.get(tile));
+        if verified != Some(&root_of(&leaves)) {
+            return Err(named(&format!("{} is not the bundle that was verified", found.path)));
         }
         Ok((tile, bytes, ends))
     }

@@ -21,6 +21,7 @@ use crate::origin::Kind;
 use crate::pipeline::{Threads, ordered};
 use crate::policy::Policy;
 use crate::publish::hex;
+use crate::report::counted;
 use crate::store::{self, Reader};
 
 /// Checkpoints with a wrong root that are named one by one; the rest is counted.
@@ -87,6 +88,10 @@ pub struct LogResult {
     pub latest_at: BTreeMap<u64, i64>,
     /// The earliest and the latest commit time, microseconds since the Unix epoch.
     pub times: Option<(i64, i64)>,
+    /// For each tile of entries that was read, the root of its leaves: whoever reads a bundle again holds it against this.
+    pub tiles: Vec<Hash>,
+    /// For each size with a timestamp, the SHA-256 of the checkpoint file that was read.
+    pub stamped: BTreeMap<u64, Hash>,
     /// Tenants' checkpoints found as entries, by the tenant's origin, each tenant's in order.
     pub claims: BTreeMap<String, Vec<Claim>>,
     /// What is false.
@@ -181,7 +186,13 @@ impl Check<'_> {
         }
         if self.tree.size() == end {
             self.upper_edge();
-            self.result.root = Some(self.tree.root());
+            let root = self.tree.root();
+            self.result.root = Some(root);
+            // What was read of the newest checkpoint first is what others go by.
+            if root != signed_root && self.wrong_roots == 0 {
+                let text = format!("the checkpoint of size {end} changed while it was read");
+                self.result.findings.file(store::checkpoint_path(self.job.origin, end), text);
+            }
         }
         if self.wrong_roots > NAMED_ROOTS {
             let more = self.wrong_roots - NAMED_ROOTS;
@@ -241,6 +252,7 @@ impl Check<'_> {
     fn reach(&mut self, to: u64, listing: &Listing, seen: Seen) {
         self.tell(seen.noted);
         self.count(seen.signed, seen.cosigned);
+        self.result.stamped.extend(seen.stamped);
         let mut own = seen.roots;
         if let Some(newest) = &listing.newest {
             let from = self.result.published.last().map_or(0, |last| last + 1);
@@ -285,6 +297,7 @@ impl Check<'_> {
 
     fn clean(&mut self, clean: Clean) {
         let Clean { leaves, root, runs, times, latest_at, claims, continues, closed } = clean;
+        self.result.tiles.push(root.unwrap_or_else(|| tile::root_of(&leaves)));
         runs.into_iter().for_each(|run| self.ids.push(run));
         let before = self.result.times.map(|(_, last)| last);
         self.result
@@ -358,26 +371,33 @@ impl Check<'_> {
     fn duplicates(&mut self, end: u64) {
         let mut ids = std::mem::take(&mut self.ids);
         let (looker, tiles) = (self.looker, 0..end.div_ceil(TILE_WIDTH));
+        // A pass looks at what the first one looked at, or not at all.
+        let known = std::mem::take(&mut self.result.tiles);
+        let read = |index: u64| usize::try_from(index).ok().and_then(|index| known.get(index).copied());
+        let mut changed = 0_u64;
         while ids.next_pass() {
-            let look = |index| looker.ids(index, width(end, index));
+            let look = |index| looker.ids(index, width(end, index), read(index));
             ordered(self.threads, tiles.clone(), look, |_, runs| {
-                runs.into_iter().for_each(|run| ids.push(run));
+                changed += u64::from(runs.is_none());
+                runs.into_iter().flatten().for_each(|run| ids.push(run));
                 ControlFlow::Continue(())
             });
         }
         let mut suspects = ids.suspects();
         if suspects.is_empty() {
+            self.passed_again(known, changed);
             return;
         }
         for index in tiles {
             let mut twice = Vec::new();
-            let path = looker.each_id(index, width(end, index), |id, at| {
+            let path = looker.each_id(index, width(end, index), read(index), |id, at| {
                 if suspects.has(id)
                     && let Some(first) = suspects.push(id, at)
                 {
                     twice.push((id, first, at));
                 }
             });
+            changed += u64::from(path.is_none());
             for (id, first, at) in twice {
                 self.result.findings.add(Finding {
                     file: path.clone().unwrap_or_default(),
@@ -390,6 +410,18 @@ impl Check<'_> {
         if suspects.too_many() {
             let text = "the event ids of all transactions: too many are not in one piece";
             self.result.unchecked.push(text.to_owned());
+        }
+        self.passed_again(known, changed);
+    }
+
+    /// After further passes: `changed` bundles were not what the first pass had read.
+    fn passed_again(&mut self, known: Vec<Hash>, changed: u64) {
+        self.result.tiles = known;
+        if changed > 0 && self.result.findings.count() == 0 {
+            self.result.unchecked.push(format!(
+                "the event ids of all transactions: {} that were read again are not what they were",
+                counted(changed, "bundle")
+            ));
         }
     }
 }

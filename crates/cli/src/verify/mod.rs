@@ -5,6 +5,7 @@
 //! called good that was not checked: without a policy, or with anything left unread, the verdict is "could not check". It
 //! never opens a database or a network connection of its own, and nothing that lies in the store can make it panic.
 
+pub mod chains;
 mod checkpoints;
 pub mod discover;
 mod event_ids;
@@ -14,6 +15,7 @@ pub mod leaves;
 pub mod log;
 mod note;
 mod second_look;
+mod sorted;
 mod strays;
 mod tile;
 mod timestamps;

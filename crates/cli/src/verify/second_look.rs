@@ -55,6 +55,7 @@ impl Check<'_> {
             }
         }
         self.partial_tiles(0, index, &leaves);
+        self.result.tiles.push(tile::root_of(&leaves));
         for leaf in leaves {
             self.push(leaf);
         }

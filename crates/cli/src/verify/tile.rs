@@ -9,7 +9,8 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use agd_core::entry::{self, ParsedEntry};
-use agd_core::{Checkpoint, HASH_SIZE, Hash, Incarnation, TILE_WIDTH, leaf_hash, name, tile};
+use agd_core::{Checkpoint, CompactRange, HASH_SIZE, Hash, Incarnation, TILE_WIDTH, leaf_hash, name, tile};
+use sha2::{Digest as _, Sha256};
 
 use super::event_ids::{self, Run};
 use super::log::{Claim, Job};
@@ -164,6 +165,8 @@ pub struct Seen {
     pub clean: Option<Clean>,
     /// The published checkpoints that end within it, by ascending size.
     pub roots: Vec<(u64, Hash)>,
+    /// The SHA-256 of each of them that has a timestamp.
+    pub stamped: Vec<(u64, Hash)>,
     /// How many of them a key of the policy signed.
     pub signed: u64,
     /// How many of them reach the quorum of witnesses.
@@ -202,6 +205,9 @@ impl<'a> Looker<'a> {
             seen.cosigned += u64::from(found.cosigned);
             if found.checkpoint.size == *size {
                 seen.roots.push((*size, found.checkpoint.root));
+                if self.job.stamped.binary_search(size).is_ok() {
+                    seen.stamped.push((*size, Sha256::digest(&found.bytes).into()));
+                }
             } else {
                 seen.noted.file(path, format!("its name says size {size}, its text {}", found.checkpoint.size));
             }
@@ -248,18 +254,29 @@ impl<'a> Looker<'a> {
         begins.then_some(clean)
     }
 
-    /// The event ids of a tile, whatever else is wrong with it.
-    pub fn ids(&self, index: u64, width: u16) -> Vec<Run> {
+    /// The event ids of a tile that was read before, when `root` was the root of its leaves. `None`: it is another one now.
+    pub fn ids(&self, index: u64, width: u16, root: Option<Hash>) -> Option<Vec<Run>> {
         let mut runs = Vec::new();
-        self.each_id(index, width, |id, _| event_ids::extend(&mut runs, id));
-        runs
+        self.each_id(index, width, root, |id, _| event_ids::extend(&mut runs, id))?;
+        Some(runs)
     }
 
-    /// Goes through the event ids of a tile, with the entry of each; returns the bundle's path.
-    pub fn each_id(&self, index: u64, width: u16, mut each: impl FnMut(agd_core::EventId, u64)) -> Option<String> {
+    /// Goes through the event ids of such a tile, with the entry of each; returns the bundle's path.
+    pub fn each_id(
+        &self,
+        index: u64,
+        width: u16,
+        root: Option<Hash>,
+        mut each: impl FnMut(agd_core::EventId, u64),
+    ) -> Option<String> {
         // What cannot be read was reported in the first pass.
         let found = tiles::find(self.reader, self.job.origin, Piece::Entries, index, width).ok()??;
-        for (bytes, at) in tiles::entries(&found, width).ok()?.iter().zip(index * TILE_WIDTH..) {
+        let entries = tiles::entries(&found, width).ok()?;
+        let leaves: Vec<Hash> = entries.iter().map(|entry| leaf_hash(entry)).collect();
+        if root != Some(root_of(&leaves)) {
+            return None;
+        }
+        for (bytes, at) in entries.iter().zip(index * TILE_WIDTH..) {
             if let Ok(entry) = entry::read(bytes) {
                 each(entry.event_id, at);
             }
@@ -311,6 +328,15 @@ impl<'a> Looker<'a> {
         }
         Ok(has)
     }
+}
+
+/// The root of a tile's leaves, however many there are.
+pub fn root_of(leaves: &[Hash]) -> Hash {
+    tile::full_root(leaves).unwrap_or_else(|| {
+        let mut range = CompactRange::new();
+        leaves.iter().for_each(|leaf| range.push(*leaf));
+        range.root()
+    })
 }
 
 /// Whether a partial bundle is the beginning of the wider one; one that is wider still says nothing.

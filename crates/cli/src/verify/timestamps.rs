@@ -5,8 +5,10 @@
 
 use std::ops::ControlFlow;
 
+use agd_core::Hash;
 use agd_core::note::MAX_NOTE_LEN;
 use agd_tsp::{Authorities, MAX_REPLY_LEN, Timestamp};
+use sha2::{Digest as _, Sha256};
 
 use super::findings::Finding;
 use super::log::LogResult;
@@ -68,10 +70,11 @@ impl Stamps {
         };
         let mut found = Timestamps::default();
         let threads = Threads::new(reader.parallel().saturating_sub(1));
-        let latest_at = std::mem::take(&mut result.latest_at);
+        let (latest_at, verified) = (std::mem::take(&mut result.latest_at), std::mem::take(&mut result.stamped));
         let look = |number: u64| {
             let (size, n) = usize::try_from(number).ok().and_then(|number| self.files.get(number)).copied()?;
-            Some((size, one(reader, origin, (size, n), authorities, latest_at.get(&size).copied())))
+            let known = (latest_at.get(&size).copied(), verified.get(&size));
+            Some((size, one(reader, origin, (size, n), authorities, known)))
         };
         ordered(&threads, 0..self.files.len() as u64, look, |_, seen| {
             if let Some((size, (noted, stamp))) = seen {
@@ -86,7 +89,7 @@ impl Stamps {
             }
             ControlFlow::Continue(())
         });
-        result.latest_at = latest_at;
+        (result.latest_at, result.stamped) = (latest_at, verified);
         match found.held.last().map(|held| held.size) {
             // Whoever gives a CA asks for timestamps.
             None if self.files.is_empty() => result.unchecked.push("its timestamps: there are none".to_owned()),
@@ -100,13 +103,14 @@ impl Stamps {
     }
 }
 
-/// One timestamp, if it holds. `latest` is the latest commit time of the events below it.
+/// One timestamp, if it holds. `known`: the latest commit time of the events below its checkpoint, and the SHA-256 of the
+/// file that was verified as this checkpoint.
 fn one(
     reader: &Reader,
     origin: &str,
     (size, n): (u64, u32),
     authorities: &Authorities,
-    latest: Option<i64>,
+    (latest, verified): (Option<i64>, Option<&Hash>),
 ) -> (Noted, Option<Timestamp>) {
     let mut noted = Noted::default();
     let file = path(origin, size, n);
@@ -124,6 +128,11 @@ fn one(
     let reply = read(&file, MAX_REPLY_LEN);
     let checkpoint = reply.is_some().then(|| read(&store::checkpoint_path(origin, size), MAX_NOTE_LEN));
     let (Some(reply), Some(checkpoint)) = (reply, checkpoint.flatten()) else { return (noted, None) };
+    // What a timestamp is of is what was verified, not what lies there by now.
+    if verified.is_some_and(|verified| *verified != Hash::from(Sha256::digest(&checkpoint))) {
+        noted.file(store::checkpoint_path(origin, size), "changed while it was read".to_owned());
+        return (noted, None);
+    }
     let stamp = match agd_tsp::verify(&reply, &checkpoint, authorities, None) {
         Ok(stamp) => stamp,
         Err(error) => {

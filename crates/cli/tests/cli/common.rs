@@ -85,7 +85,7 @@ pub fn entry(xact_id: u64, n: u32, tenant: Option<&str>, action: &str, body: Opt
         tenant,
         relation: image.then_some("public.orders"),
         guard_id: image.then_some("0b9d6a52-7a39-4a56-8b0e-0f6f6d3f3c11"),
-        row_key: if image { digest(agd_core::ImageKind::Key, "1") } else { None },
+        row_key: if image { digest(agd_core::ImageKind::Key, &xact_id.to_string()) } else { None },
         old: None,
         new: if image { digest(agd_core::ImageKind::New, "2") } else { None },
         body,

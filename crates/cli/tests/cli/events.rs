@@ -65,14 +65,15 @@ fn line(event: &DumpedEvent<'_>) -> Vec<u8> {
 fn event<'a>(origin: &str, index: u64, bytes: &'a [u8], images: bool) -> DumpedEvent<'a> {
     let entry = entry::parse(bytes).unwrap();
     let images = images && entry.row_key.is_some();
-    let image = |text: &'static str| if images { Image::Text(text.into()) } else { Image::None };
+    // Each event is of a row of its own.
+    let image = |text: String| if images { Image::Text(text.into()) } else { Image::None };
     DumpedEvent {
         origin: origin.to_owned().into(),
         index,
         entry: bytes.into(),
         salt: images.then_some([entry.event_id.xact_id as u8; 16]),
-        key: image("1"),
-        new: image("2"),
+        key: image(entry.event_id.xact_id.to_string()),
+        new: image("2".to_owned()),
         old: Image::None,
     }
 }

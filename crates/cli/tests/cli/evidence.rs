@@ -145,7 +145,7 @@ fn the_event_of_a_dump_is_checked_and_shown() {
         index: 7,
         entry: (&bytes).into(),
         salt: Some([id.xact_id as u8; 16]),
-        key: Image::Text("1".into()),
+        key: Image::Text(id.xact_id.to_string().into()),
         new: Image::Text("2".into()),
         old: Image::None,
     };

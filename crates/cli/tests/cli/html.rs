@@ -101,14 +101,14 @@ fn dump(database: &FakeDatabase, origin: &str, path: &Path) {
     for (index, entry_bytes) in entries.iter().enumerate() {
         let id = entry::parse(entry_bytes).unwrap().event_id;
         let erased = index % 50 == 49;
-        let image = |text: &'static str| if erased { Image::Erased } else { Image::Text(text.into()) };
+        let image = |text: String| if erased { Image::Erased } else { Image::Text(text.into()) };
         let event = DumpedEvent {
             origin: origin.into(),
             index: index as u64,
             entry: entry_bytes.into(),
             salt: (!erased).then_some([id.xact_id as u8; 16]),
-            key: image("1"),
-            new: image("2"),
+            key: image(id.xact_id.to_string()),
+            new: image("2".to_owned()),
             old: Image::None,
         };
         bytes.push(b'\n');

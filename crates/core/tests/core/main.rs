@@ -4,6 +4,7 @@
 mod audit;
 mod bundle;
 mod cause;
+mod chain;
 mod checkpoint;
 mod dump;
 mod entry;
