@@ -14,7 +14,7 @@ CREATE TABLE agd.event (
   old      json,
   new      json,
   body     text,                   -- stands in the log as it is: checkpoints, guard states, reasons
-  role_name text,                  -- who acted, where SET ROLE made it another than the transaction's role
+  role_name text,                  -- who acted, where SET ROLE or somebody's function made it another than the transaction's
   PRIMARY KEY (xact_id, n)
 );
 COMMENT ON TABLE agd.event IS 'one row = one event = one leaf; read it through agd.events';

@@ -24,7 +24,7 @@
 use crate::error::{Error, Result};
 use crate::event::{self, Record};
 use crate::shmem::{self, DATABASES, Database};
-use crate::{backend, tenant, transaction};
+use crate::{backend, identity, tenant, transaction};
 use pgrx::pg_sys;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering};
@@ -34,11 +34,13 @@ use std::time::Duration;
 /// can grow a log: somebody who is refused in a loop fills the ring, and is counted.
 const SLOTS: usize = 128;
 /// Bytes of a slot: room for every name at its full length, and a message.
-const SLOT_SIZE: usize = 1024;
+const SLOT_SIZE: usize = 1280;
 /// Bytes of a slot before its texts: ticket, time, SQLSTATE and who is told, guard.
 const HEADER: usize = 8 + 8 + 8 + 1 + 16;
-/// Longest texts: a name (addresses and commands are shorter); a quoted, schema-qualified name.
+/// Longest texts: a name (addresses and commands are shorter); two quoted names and what stands between; a quoted,
+/// schema-qualified name.
 const NAME: usize = 63;
+const NAMES: usize = 2 * (2 * NAME + 2) + 4;
 const QUALIFIED: usize = 2 * (2 * NAME + 2) + 1;
 
 /// Attempts of one role in one database that are told one by one in a minute; further ones are counted.
@@ -201,7 +203,9 @@ pub fn record(error: &Error) {
         pg_sys::MyDatabaseId
     };
     let Ok(database) = shmem::database(oid) else { return };
-    if !within_quota(oid, backend::session_user()) {
+    // In maintenance it is not the session that tries.
+    let who = if identity::is_restricted() { identity::current_user() } else { backend::session_user() };
+    if !within_quota(oid, who) {
         if let Some(Handle { ring, .. }) = ring_of(database) {
             ring.lost.fetch_add(1, Ordering::AcqRel);
         }
@@ -259,7 +263,7 @@ fn within_quota(database: pg_sys::Oid, role: pg_sys::Oid) -> bool {
 
 /// How long each text of a slot may be, in the order in which they stand. The names always fit in full; the message is cut
 /// where it repeats several of full length, and an application's name where there is no more room.
-const TEXTS: [usize; 9] = [NAME, NAME, NAME, NAME, NAME, NAME, QUALIFIED, SLOT_SIZE, SLOT_SIZE];
+const TEXTS: [usize; 9] = [NAME, NAMES, NAME, NAME, NAME, NAME, QUALIFIED, SLOT_SIZE, SLOT_SIZE];
 
 /// Fills a free slot, or counts the attempt as lost. Neither allocates nor waits.
 fn push(database: &Database, sqlstate: [u8; 5], is_told: bool, guard_id: Option<[u8; 16]>, texts: [&str; 9]) {

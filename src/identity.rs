@@ -86,6 +86,14 @@ pub fn current_user() -> pg_sys::Oid {
     })
 }
 
+/// Who acts, as it is recorded: the outer user, and the current one. (The apply worker takes the table owner's rights for what
+/// it writes; that is nobody's function.)
+pub fn acting() -> (pg_sys::Oid, pg_sys::Oid) {
+    let (outer, current) = (backend::outer_user(), current_user());
+    let applied = current != outer && nesting::level() == 0 && replication::is_applying();
+    (outer, if applied { outer } else { current })
+}
+
 /// Is this a security-restricted operation that is nobody's own query? Then whoever acts is nobody.
 pub fn is_restricted() -> bool {
     // SAFETY: reads process globals.

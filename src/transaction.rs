@@ -67,7 +67,8 @@ struct Identity {
     session_user_name: String,
     /// Who logged in, where SET SESSION AUTHORIZATION made the session another's.
     logged_in: Option<String>,
-    role: pg_sys::Oid,
+    /// The outer user and the current one.
+    role: (pg_sys::Oid, pg_sys::Oid),
     role_name: String,
 }
 
@@ -108,10 +109,10 @@ pub fn init() {
     }
 }
 
-/// Takes the next number of an event in this transaction, and the role that acts where it is another than that of the
-/// first event (SET ROLE in between). 54000 beyond 2^31 - 1; 55000 once the record is sealed, or for a second session user.
+/// Takes the next number of an event in this transaction, and who acts where that is another than at the first event (SET
+/// ROLE in between, or somebody's function). 54000 beyond 2^31 - 1; 55000 once the record is sealed, or for a second session user.
 pub fn next_event() -> Result<(i32, Option<String>)> {
-    let (session_user, role) = (backend::session_user(), backend::outer_user());
+    let (session_user, role) = (backend::session_user(), identity::acting());
     with(|state| {
         if state.sealed {
             return Err(Error::WrongState {
@@ -128,7 +129,7 @@ pub fn next_event() -> Result<(i32, Option<String>)> {
                 .filter(|&user| user != session_user && user != pg_sys::InvalidOid)
                 .map(user_name),
             role,
-            role_name: user_name(role),
+            role_name: names(role),
         });
         if identity.session_user != session_user {
             return Err(Error::WrongState {
@@ -139,7 +140,7 @@ pub fn next_event() -> Result<(i32, Option<String>)> {
                 hint: "A transaction has one session user. Commit before SET SESSION AUTHORIZATION.".into(),
             });
         }
-        let other_role = (identity.role != role).then(|| user_name(role));
+        let other_role = (identity.role != role).then(|| names(role));
         let n = state.next_n;
         state.next_n = n.checked_add(1).ok_or_else(|| Error::LimitExceeded {
             message: "one transaction cannot record more than 2147483647 events".into(),
@@ -340,9 +341,28 @@ pub fn session_user_name() -> String {
     user_name(backend::session_user())
 }
 
-/// The name of the role that acts: the session user, or what SET ROLE chose.
+/// The name of the role that acts: the session user, or what SET ROLE chose. Within a SECURITY DEFINER function, and in what
+/// else runs as somebody else: `app as owner`.
 pub fn role_name() -> String {
-    user_name(backend::outer_user())
+    names(identity::acting())
+}
+
+/// One name as it is, or both, quoted where SQL would: what reads like two names is two names.
+fn names((outer, current): (pg_sys::Oid, pg_sys::Oid)) -> String {
+    const AS: &str = " as ";
+    let name = user_name(outer);
+    if current == outer {
+        return if name.contains(AS) { quoted(&name) } else { name };
+    }
+    format!("{}{AS}{}", quoted(&name), quoted(&user_name(current)))
+}
+
+fn quoted(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if !name.is_empty() && !name.as_bytes()[0].is_ascii_digit() && name.bytes().all(plain) {
+        return name.to_owned();
+    }
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Withdraws what was never written, then closes the transaction with its record and its commit stamp.

@@ -122,9 +122,9 @@ pub fn lose() {
     write(LOST, |_| ());
 }
 
-/// There is no binding any more.
+/// There is no binding any more, and no query of the session's own.
 pub fn clear() {
-    write(UNBOUND, |_| ());
+    write(UNBOUND, |slot| slot.own_query.store(0, Ordering::Release));
 }
 
 /// Shows whether a query that the session runs in a restricted operation is its own.

@@ -45,7 +45,7 @@ fn who(client: &mut Client) -> Vec<String> {
 }
 
 /// Trap: referential actions run as the table's owner. CASCADE, SET NULL and SET DEFAULT are recorded as done by who
-/// deleted or changed the parent, through a SECURITY DEFINER function too, at once and deferred to the commit.
+/// deleted or changed the parent, as the owner, through a SECURITY DEFINER function too, at once and deferred to the commit.
 #[test]
 fn referential_actions_are_the_writers() {
     let (database, mut client) = set_up(
@@ -73,19 +73,19 @@ fn referential_actions_are_the_writers() {
     assert_eq!(
         recorded,
         [
-            "a 1 DELETE: fk_app fk_app - none",
-            "a 2 DELETE: fk_app fk_app - none",
-            "a 3 UPDATE: fk_app fk_other - none",
-            "b 1 UPDATE: fk_app fk_app - none",
-            "b 2 UPDATE: fk_app fk_app - none",
-            "b 3 UPDATE: fk_app fk_other - none",
-            "c 1 UPDATE: fk_app fk_app - none",
-            "c 2 UPDATE: fk_app fk_app - none",
-            "c 3 UPDATE: fk_app fk_other - none",
-            "d 1 DELETE: fk_app fk_app - none",
-            "d 2 DELETE: fk_app fk_app - none",
+            "a 1 DELETE: fk_app fk_app as fk_owner - none",
+            "a 2 DELETE: fk_app fk_app as fk_owner - none",
+            "a 3 UPDATE: fk_app fk_other as fk_owner - none",
+            "b 1 UPDATE: fk_app fk_app as fk_owner - none",
+            "b 2 UPDATE: fk_app fk_app as fk_owner - none",
+            "b 3 UPDATE: fk_app fk_other as fk_owner - none",
+            "c 1 UPDATE: fk_app fk_app as fk_owner - none",
+            "c 2 UPDATE: fk_app fk_app as fk_owner - none",
+            "c 3 UPDATE: fk_app fk_other as fk_owner - none",
+            "d 1 DELETE: fk_app fk_app as fk_owner - none",
+            "d 2 DELETE: fk_app fk_app as fk_owner - none",
             "p 1 DELETE: fk_app fk_app - none",
-            "p 2 DELETE: fk_app fk_app - none",
+            "p 2 DELETE: fk_app fk_app as fk_owner - none",
             "p 3 UPDATE: fk_app fk_other - none",
         ]
     );
@@ -95,7 +95,7 @@ fn referential_actions_are_the_writers() {
 }
 
 /// Trap: SECURITY DEFINER within SECURITY DEFINER, triggers, rules, views of another owner, SET ROLE inside a function,
-/// session_replication_role: the session user and what SET ROLE chose, never the definer.
+/// session_replication_role: the session user and what SET ROLE chose, never the definer alone.
 #[test]
 fn other_peoples_rights_are_not_other_people() {
     let (database, mut client) = set_up(
@@ -130,9 +130,18 @@ fn other_peoples_rights_are_not_other_people() {
         "SET session_replication_role = replica; INSERT INTO t VALUES (12); RESET session_replication_role",
     );
     let app_as = |id: u32, role: &str| format!("t {id} INSERT: def_app {role} - none");
-    let mut expected: Vec<String> = [1, 2, 3, 4].iter().map(|&id| app_as(id, "def_app")).collect();
-    expected.extend([5, 6, 7].iter().map(|&id| app_as(id, "def_role")));
-    expected.extend([8, 9, 11].iter().map(|&id| app_as(id, "def_app")));
+    let mut expected = vec![
+        app_as(1, "def_app as def_inner"),
+        app_as(2, "def_app as def_owner"),
+        app_as(3, "def_app as def_owner"),
+        app_as(4, "def_app"),
+        app_as(5, "def_role as def_owner"),
+        app_as(6, "def_role"),
+        app_as(7, "def_role"),
+        app_as(8, "def_app as def_inner"),
+        app_as(9, "def_app as def_owner"),
+        app_as(11, "def_app"),
+    ];
     expected.push("t 12 INSERT: postgres postgres - none".to_owned());
     assert_eq!(who(&mut client), expected);
     reconcile(&mut client, "t", &["id"]);

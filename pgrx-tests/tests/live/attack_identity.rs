@@ -261,6 +261,11 @@ fn what_autovacuum_runs_is_nobodys() {
     eventually("refusals are recorded", Duration::from_secs(20), || {
         column(&mut superuser, "SELECT body FROM agd.events WHERE action = 'DENIED' AND relation = 'public.notes' AND body LIKE '%security-restricted%'").len() >= 3
     });
+    // Under both names: whose session it was, and whose function.
+    let who =
+        "SELECT DISTINCT role_name FROM agd.events WHERE action = 'DENIED' AND relation = 'public.notes' ORDER BY 1";
+    let who = column(&mut superuser, who);
+    assert!(who.contains(&"postgres as autovac_acme".to_owned()), "{who:?}");
     stage.expect_nothing_planted();
 }
 

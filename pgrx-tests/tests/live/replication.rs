@@ -348,3 +348,38 @@ fn every_table_of_agd_refuses_rows_from_another_server() {
     assert_eq!(who, ["1 replication elsewhere", "2 none -"]);
     client.batch_execute("SELECT pg_replication_origin_drop('elsewhere')").unwrap();
 }
+
+/// Trap: since PostgreSQL 16 an apply worker takes the rights of each table's owner, restricted where they are less than its
+/// own. What it writes is recorded; what the owner's trigger writes is nobody's, and stops the subscription.
+#[test]
+fn what_a_tables_owner_has_an_apply_worker_run_is_nobodys() {
+    let mut pair = Pair::new("nobodys", false);
+    if pair.column("SELECT current_setting('server_version_num')")[0].as_str() < "160000" {
+        return;
+    }
+    subscriber().create_role("nobodys_owner", "").unwrap();
+    pair.from.batch_execute(&format!("{TABLE}; CREATE PUBLICATION p FOR TABLE t")).unwrap();
+    let setup = "
+        CREATE TABLE notes (id int PRIMARY KEY);
+        CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.notes VALUES (NEW.id); RETURN NULL; END $$;
+        CREATE TRIGGER tells AFTER INSERT ON t FOR EACH ROW WHEN (NEW.id > 1) EXECUTE FUNCTION note(); ALTER TABLE t ENABLE ALWAYS TRIGGER tells;
+        ALTER TABLE t OWNER TO nobodys_owner; ALTER TABLE notes OWNER TO nobodys_owner; ALTER FUNCTION note() OWNER TO nobodys_owner;
+        SELECT agd.guard('t'), agd.guard('notes')";
+    pair.to.batch_execute(&format!("{TABLE}; {setup}")).unwrap();
+    pair.subscribe("s", "run_as_owner = false");
+    pair.from.batch_execute("INSERT INTO t VALUES (1, 'applied')").unwrap();
+    pair.catch_up("s");
+    pair.from.batch_execute("INSERT INTO t VALUES (2, 'stops')").unwrap();
+    let refused = "SELECT body FROM agd.events WHERE action = 'DENIED' AND relation = 'public.notes' AND body LIKE '%security-restricted%'";
+    eventually("the trigger's write is refused", PATIENCE, || !pair.to.query(refused, &[]).unwrap().is_empty());
+    let rows = "SELECT 't ' || id FROM t UNION ALL SELECT 'notes ' || id FROM notes ORDER BY 1";
+    assert_eq!(pair.column(rows), ["t 1"]);
+    pair.to.batch_execute("ALTER SUBSCRIPTION s SET (run_as_owner = true)").unwrap();
+    pair.catch_up("s");
+    assert_eq!(pair.column(rows), ["notes 2", "t 1", "t 2"]);
+    anchor(&mut pair.to);
+    let recorded = "SELECT format('%s %s %s', row_key->>'id', binding, role_name) FROM agd.events WHERE action = 'INSERT' AND relation = 'public.t' ORDER BY 1";
+    assert_eq!(pair.column(recorded), ["1 replication postgres", "2 replication postgres"]);
+    reconcile(&mut pair.to, "t", &["id"]);
+    expect_verified(&mut pair.to);
+}

@@ -94,13 +94,13 @@ fn who_wrote_is_recorded() {
         [
             "public.t INSERT 1 who_app who_app none -",
             "public.t INSERT 2 who_app who_worker none -",
-            "public.t INSERT 3 who_app who_app none -",
+            "public.t INSERT 3 who_app who_app as who_owner none -",
             "public.t INSERT 4 who_app who_worker none -",
             "public.t INSERT 6 who_app who_app none -",
             "public.t INSERT 7 who_app who_worker none -",
             "public.child INSERT 1 who_app who_app none -",
             "public.t DELETE 1 who_app who_app none -",
-            "public.child DELETE 1 who_app who_app none -",
+            "public.child DELETE 1 who_app who_app as who_owner none -",
             "public.t INSERT 5 who_app who_app none -",
         ]
     );
