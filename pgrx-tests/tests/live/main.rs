@@ -17,6 +17,8 @@ mod attack_denied;
 mod attack_fleet;
 mod attack_identity;
 mod attack_install;
+mod attack_publish;
+mod attack_reports;
 mod attack_roles;
 mod attack_triggers;
 mod bulk;
