@@ -32,7 +32,7 @@ CREATE VIEW agd.every_guard AS
                            'hex')::uuid,
          own.relation, NULL, false, 'refuse', '{}'
     FROM (VALUES ('tenant', 'agd.tenant'::regclass), ('role_map', 'agd.role_map'::regclass),
-                 ('tenant_key', 'agd.tenant_key'::regclass),
+                 ('tenant_key', 'agd.tenant_key'::regclass), ('log_key', 'agd.log_key'::regclass),
                  ('guarded_table', 'agd.guarded_table'::regclass), ('signer', 'agd.signer'::regclass),
                  ('fleet_template', 'agd.fleet_template'::regclass), ('tenant_agent_fleet', 'agd.tenant_agent_fleet'::regclass),
                  ('fleet_agent', 'agd.fleet_agent'::regclass), ('countersign_request', 'agd.countersign_request'::regclass),

@@ -69,6 +69,7 @@ CREATE TABLE agd.publication (
   published_to text   NOT NULL,
   published_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   note         text,                -- the signed checkpoint, as it was published
+  published_from text,              -- the server and the database that it was carried out of: system identifier/oid
   PRIMARY KEY (log_id, tree_size, published_to)
 );
 COMMENT ON TABLE agd.publication IS 'receipts: which checkpoint was carried where';
@@ -121,17 +122,17 @@ COMMENT ON FUNCTION agd.entries(text, bigint, bigint) IS
   'the canonical bytes of a log''s leaves, first_index included, last_index not; docs/formats.md describes them';
 
 CREATE FUNCTION agd.record_publication(origin text, tree_size bigint, root_hash bytea, published_to text,
-                                       note text DEFAULT NULL) RETURNS void
+                                       note text) RETURNS void
   LANGUAGE c VOLATILE
-  AS 'MODULE_PATHNAME', 'record_publication_wrapper';
+  AS 'MODULE_PATHNAME', 'agd_record_publication';
 COMMENT ON FUNCTION agd.record_publication(text, bigint, bytea, text, text) IS
-  'agd publish reports where a checkpoint now lies, and the signed note as it was published';
+  'agd publish reports where a checkpoint now lies, and the note as it was published, signed by a key of agd.log_key; in force at commit';
 
 CREATE FUNCTION agd.record_timestamp(origin text, tree_size bigint, root_hash bytea, at timestamptz) RETURNS void
   LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_record_timestamp';
 COMMENT ON FUNCTION agd.record_timestamp(text, bigint, bytea, timestamptz) IS
-  'agd publish reports that a TSA has stamped a checkpoint, and when';
+  'agd publish reports that a TSA has stamped a checkpoint, and when; in force at commit';
 
 -- These five read without SQL, whatever the caller's privileges are, and decide themselves who may know what.
 CREATE FUNCTION agd.leaf_index(event_id text, tenant text, committed_at timestamptz) RETURNS bigint

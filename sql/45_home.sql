@@ -25,11 +25,35 @@ CREATE FUNCTION agd.resume() RETURNS void
 COMMENT ON FUNCTION agd.resume() IS
   'after a restore or an upgrade: verifies the record and goes on with it here; until then guarded tables take no write';
 
-CREATE FUNCTION agd.report_divergence(origin text, tree_size bigint, root_hash bytea, note text DEFAULT NULL) RETURNS void
+CREATE FUNCTION agd.report_divergence(origin text, tree_size bigint, root_hash bytea, note text) RETURNS void
   LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'agd_report_divergence';
 COMMENT ON FUNCTION agd.report_divergence(text, bigint, bytea, text) IS
-  'agd publish reports a published checkpoint that the log does not have; where that is so, the record is closed until agd.new_incarnation()';
+  'agd publish reports a published checkpoint, signed by a key of agd.log_key, that the log does not have; where that is so, the record is closed from the commit on, until agd.new_incarnation()';
+
+-- What agd publish must know before it signs anything: whose record this is, whether it is at home here, which server its
+-- newest receipt comes from, and whose signature counts. A system identifier is an unsigned number.
+CREATE FUNCTION agd.publishing()
+  RETURNS TABLE (log_name text, system_identifier text, database oid, state text, received_from text, keys text[])
+  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+  SELECT h.log_name, here.system_identifier, here.database,
+         CASE WHEN h.system_identifier = here.system_identifier AND h.database = here.database THEN 'home'
+              WHEN h.system_identifier IS NULL AND NOT EXISTS (SELECT FROM agd.log) THEN 'new'
+              ELSE 'copy' END,
+         (SELECT p.published_from
+            FROM (SELECT n.log_id FROM agd.log n WHERE n.tenant IS NULL ORDER BY n.incarnation DESC LIMIT 1) l
+                 JOIN agd.publication p USING (log_id)
+           WHERE p.published_from IS NOT NULL
+           ORDER BY p.tree_size DESC, p.published_at DESC LIMIT 1),
+         (SELECT pg_catalog.array_agg(k.vkey ORDER BY k.vkey) FROM agd.log_key k WHERE k.revoked_at IS NULL)
+    FROM agd.home h,
+         (SELECT pg_catalog.mod(c.system_identifier::numeric + 18446744073709551616, 18446744073709551616)::text, d.oid
+            FROM pg_catalog.pg_control_system() c, pg_catalog.pg_database d
+           WHERE d.datname = pg_catalog.current_database()) AS here (system_identifier, database);
+END;
+COMMENT ON FUNCTION agd.publishing() IS
+  'for agd publish: the log''s name, this server and database, whether the record is at home here (home, new or copy), where its newest receipt was made, and the registered keys';
 
 CREATE FUNCTION agd.new_incarnation(reason text) RETURNS void
   LANGUAGE c VOLATILE
@@ -55,6 +79,7 @@ COMMENT ON FUNCTION agd.last_words() IS 'what DROP EXTENSION agd takes away, and
 SELECT pg_catalog.pg_extension_config_dump('agd.tenant', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.role_map', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.tenant_key', '');
+SELECT pg_catalog.pg_extension_config_dump('agd.log_key', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.signer', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.fleet_template', '');
 SELECT pg_catalog.pg_extension_config_dump('agd.tenant_agent_fleet', '');

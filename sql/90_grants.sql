@@ -62,13 +62,15 @@ GRANT EXECUTE ON FUNCTION
   agd.guard(regclass, name, name[], boolean, text, boolean), agd.unguard(regclass, text),
   agd.create_tenant(text, text), agd.map_role(name, text, text), agd.unmap_role(name, text),
   agd.add_tenant_key(text, text, bytea), agd.revoke_tenant_key(text, text), agd.resume(),
-  agd.new_incarnation(text) TO agd_platform;
-GRANT SELECT ON agd.tenant, agd.role_map, agd.tenant_key, agd.guarded_table, agd.every_guard TO agd_platform, agd_auditor;
+  agd.register_log_key(text), agd.revoke_log_key(text, text), agd.new_incarnation(text) TO agd_platform;
+GRANT SELECT ON agd.tenant, agd.role_map, agd.tenant_key, agd.log_key, agd.guarded_table, agd.every_guard TO agd_platform, agd_auditor;
 GRANT EXECUTE ON FUNCTION agd.coverage(), agd.wall_gaps(regclass), agd.guard_state(), agd.anchor(), agd.worker_status(),
   agd.verify(text, boolean), agd.verifications() TO agd_platform, agd_auditor;
 GRANT SELECT ON agd.stat, agd.verify_progress TO agd_platform, agd_auditor;
 -- verify_table() names rows by their key and columns by their name; values it shows to superusers only.
 GRANT EXECUTE ON FUNCTION agd.verify_table(regclass) TO agd_platform, agd_auditor;
+
+GRANT EXECUTE ON FUNCTION agd.publishing() TO agd_platform, agd_auditor, agd_publisher;
 
 -- Publishes: anchors, entries (which hold digests, no payloads), receipts of publications and timestamps.
 GRANT SELECT ON agd.anchors TO agd_publisher;
@@ -95,6 +97,7 @@ GRANT SELECT ON agd.fleets, agd.fleet_agents, agd.countersign_requests, agd.flee
 CREATE POLICY agd_readers ON agd.tenant FOR SELECT TO agd_platform, agd_auditor USING (true);
 CREATE POLICY agd_readers ON agd.role_map FOR SELECT TO agd_platform, agd_auditor USING (true);
 CREATE POLICY agd_readers ON agd.tenant_key FOR SELECT TO agd_platform, agd_auditor USING (true);
+CREATE POLICY agd_readers ON agd.log_key FOR SELECT TO agd_platform, agd_auditor USING (true);
 CREATE POLICY agd_readers ON agd.guarded_table FOR SELECT TO agd_platform, agd_auditor USING (true);
 CREATE POLICY agd_readers ON agd.signer FOR SELECT TO agd_platform, agd_auditor, agd_tenant USING (true);
 CREATE POLICY agd_readers ON agd.fleet_template FOR SELECT TO agd_platform, agd_auditor, agd_tenant USING (true);

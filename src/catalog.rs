@@ -40,6 +40,8 @@ pub struct Catalog {
     pub tenant_key: pg_sys::Oid,
     /// agd.tenant_key_pkey on (kid)
     pub tenant_key_pkey: pg_sys::Oid,
+    /// agd.log_key
+    pub log_key: pg_sys::Oid,
     /// agd.tenant_agent_fleet
     pub tenant_agent_fleet: pg_sys::Oid,
     /// agd.tenant_agent_fleet_pkey on (fleet_id)
@@ -73,7 +75,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    fn all(&self) -> [pg_sys::Oid; 28] {
+    fn all(&self) -> [pg_sys::Oid; 29] {
         [
             self.event,
             self.event_pkey,
@@ -88,6 +90,7 @@ impl Catalog {
             self.role_map_pkey,
             self.tenant_key,
             self.tenant_key_pkey,
+            self.log_key,
             self.tenant_agent_fleet,
             self.tenant_agent_fleet_pkey,
             self.sequencer,
@@ -110,7 +113,7 @@ impl Catalog {
 impl Catalog {
     /// Is it one of agd's own tables that are behind the gate? (The same list: agd.every_guard, sql/30_guard.sql.)
     pub fn has_own_guard(&self, relation: pg_sys::Oid) -> bool {
-        [self.tenant, self.role_map, self.tenant_key, self.guarded_table].contains(&relation)
+        [self.tenant, self.role_map, self.tenant_key, self.log_key, self.guarded_table].contains(&relation)
             || fleet::table(relation).is_some()
     }
 }
@@ -162,6 +165,7 @@ pub fn catalog() -> Result<Catalog> {
         role_map_pkey: named(c"role_map_pkey")?,
         tenant_key: named(c"tenant_key")?,
         tenant_key_pkey: named(c"tenant_key_pkey")?,
+        log_key: named(c"log_key")?,
         tenant_agent_fleet: named(c"tenant_agent_fleet")?,
         tenant_agent_fleet_pkey: named(c"tenant_agent_fleet_pkey")?,
         sequencer: named(c"sequencer")?,

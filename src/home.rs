@@ -7,9 +7,10 @@
 //! transaction is ever used twice. A record that was found not to have what was published is closed here, too, until
 //! [`crate::incarnation`] opens it again.
 //!
-//! That the record is open is known to all from shared memory, where [`close`] takes it away. Whoever then asks agd.home
-//! waits for the transaction that closes, and so does the worker before it takes its snapshot; a transaction that was
-//! already recording asks once more before it commits. So nothing that comes later is committed, but what is being
+//! That the record is open is known to all from shared memory, where [`Held::close`] takes it away. That is done in the commit
+//! of the transaction that closes, never before ([`crate::log::reports`]): whoever then asks agd.home waits for the rest of
+//! that commit, and so does the worker before it takes its snapshot; a transaction that was already recording asks once
+//! more before it commits. So no open transaction keeps the others from writing, whatever it has reported. So nothing that comes later is committed, but what is being
 //! committed at that very moment, and what was prepared before. That does no harm: it is recorded whole, waits for
 //! integration as everything else that was not integrated, and goes into the next incarnation's logs.
 //!
@@ -304,6 +305,16 @@ fn move_in(log_name: &str, base: u64) -> Result<()> {
         )
     })?;
     Ok(())
+}
+
+/// This server and this database, as receipts name them.
+pub fn identity() -> String {
+    format!("{}/{}", system_identifier(), this_database().to_u32())
+}
+
+/// 55000 when the record is not at home here.
+pub fn must_be_here() -> Result<()> {
+    if read()?.is_here() { Ok(()) } else { Err(not_resumed()) }
 }
 
 /// The timeline that this server writes: another one after each promotion and each recovery to a point in time.

@@ -1,7 +1,8 @@
 //! What happens when published history is lost: the record closes, and its logs begin anew.
 //!
 //! Owns `agd.report_divergence()`, which `agd publish` calls, and `agd.new_incarnation()`. Promises that the record closes
-//! only for a checkpoint that it does not have, as far as its own trees can tell; that each refusal to publish becomes a DENIED
+//! only for a checkpoint that a registered key has signed and that it does not have, as far as its own trees can tell, and
+//! not before the transaction that reports it commits; that each refusal to publish becomes a DENIED
 //! event of the log concerned; that the first leaf of a new incarnation's
 //! platform log commits to that checkpoint, to the platform log that was closed and to the reason; and that every leaf of
 //! the closed logs stays where it is, under an anchor. Never writes an entry into a closed log, and never takes one out.
@@ -13,9 +14,11 @@
 use crate::error::{self, Error, Result};
 use crate::event::{self, MAX_CAUSE_BYTES, Record};
 use crate::fmgr::{argument, definer_function};
-use crate::log::prove::{root_at, signed_checkpoint};
+use crate::log::key;
+use crate::log::prove::root_at;
+use crate::log::reports::{self, Report};
 use crate::log::storage::{self, corrupted};
-use crate::log::stored::{Anchor, Stored};
+use crate::log::stored::Stored;
 use crate::{backend, denied, home};
 use agd_core::{Checkpoint, Hash, Incarnation, entry, name};
 use pgrx::pg_sys;
@@ -46,21 +49,31 @@ fn report(origin: Option<String>, size: Option<i64>, root: Option<Vec<u8>>, note
             hint: "agd publish calls this function, with the newest checkpoint in its store.".into(),
         });
     };
-    if note.is_some_and(|note| signed_checkpoint(note, &origin, &Anchor { size, root }).is_none()) {
-        return Err(Error::BadArgument {
-            message: format!("the note is not a signed checkpoint of {origin} at size {size} with this root"),
-            hint: "It is the file checkpoint of that log in the store.".into(),
-        });
-    }
-    let held = home::hold_alone()?;
+    let published = Checkpoint { origin, size, root };
+    // Before anything is looked up: only who holds a key of the log is told what the record has.
+    let vkey = key::must_be_signed(note, &published)?;
+    home::must_be_here()?;
+    examine(&published)?;
+    reports::keep(Report::Diverged { checkpoint: published, vkey })
+}
+
+/// Whether the record does not have a checkpoint that was published, and the origin of the platform log that is open. 22023
+/// when it does, or when it is none that these logs could go on from.
+fn examine(published: &Checkpoint) -> Result<String> {
+    let Checkpoint { origin, size, root } = published;
     let stored = Stored::latest()?;
     let platforms = stored.heads_of(None)?;
     let platform = platforms.first().ok_or_else(|| corrupted("the platform log is gone"))?;
-    let head = stored.head_by_origin(&origin)?;
+    let head = stored.head_by_origin(origin)?;
+    // Published by whoever went on in a later incarnation, which this record knows nothing of.
+    let (base, incarnation) = name::split_incarnation(key::platform_of(origin));
+    let (own, present) = name::split_incarnation(&platform.origin);
+    let is_later = base == own && incarnation > present;
+    let tenant = tenant_of(if is_later { key::platform_of(origin) } else { &platform.origin }, origin);
+    let is_platform = is_later && key::platform_of(origin) == origin;
     // A tenant's log that is published may be lost from its first leaf on.
-    let tenant = tenant_of(&platform.origin, &origin);
-    if head.is_none() && tenant.is_none() {
-        return Err(storage::no_such_log(&origin));
+    if head.is_none() && tenant.is_none() && !is_platform {
+        return Err(storage::no_such_log(origin));
     }
     if head.as_ref().is_some_and(|head| head.incarnation != platform.incarnation) {
         return Err(Error::BadArgument {
@@ -70,34 +83,44 @@ fn report(origin: Option<String>, size: Option<i64>, root: Option<Vec<u8>>, note
                     .into(),
         });
     }
-    let present = head.filter(|head| size <= head.size).map(|head| root_at(&stored, &head, size)).transpose()?;
+    let present = head.filter(|head| *size <= head.size).map(|head| root_at(&stored, &head, *size)).transpose()?;
     // Whichever it is, somebody refused to publish: that is told.
-    let publication = denied::Attempt {
-        action: Some("PUBLISH".into()),
-        tenant: tenant.map(str::to_owned),
-        concerned_is_told: true,
-        ..denied::Attempt::default()
-    };
-    if present == Some(root) {
+    if present.as_ref() == Some(root) {
         // Then it was not for this checkpoint, but for what the log would go on with.
-        denied::attempted(publication);
+        denied::attempted(refused_publication(tenant));
         return Err(Error::BadArgument {
             message: format!("the log {origin} has this root at size {size}: nothing was lost"),
             hint: "Run agd publish again: the log continues what was published.".into(),
         });
     }
-    let published = Checkpoint { origin, size, root };
+    Ok(platform.origin.clone())
+}
+
+fn refused_publication(tenant: Option<&str>) -> denied::Attempt {
+    denied::Attempt {
+        action: Some("PUBLISH".into()),
+        tenant: tenant.map(str::to_owned),
+        concerned_is_told: true,
+        ..denied::Attempt::default()
+    }
+}
+
+/// Closes the record, because this checkpoint was published and is not part of it. Called in the commit of who reported it.
+pub fn close(published: &Checkpoint) -> Result<()> {
+    let held = home::hold_alone()?;
+    // The record may have gone on meanwhile, even in another incarnation.
+    let platform = examine(published)?;
     match held.diverged()? {
         // What the platform log says covers the tenants' logs, and a larger size what a smaller one says.
         Some(known)
-            if published.origin != platform.origin || known.origin == published.origin && known.size >= size =>
+            if published.origin != platform || known.origin == published.origin && known.size >= published.size =>
         {
             Ok(())
         }
         _ => {
-            held.close(&published)?;
+            held.close(published)?;
             // The event is written when the record goes on: until then nothing is.
-            denied::attempted(publication);
+            denied::attempted(refused_publication(tenant_of(key::platform_of(&published.origin), &published.origin)));
             denied::record(&home::closed(&published.to_string()));
             Ok(())
         }
@@ -146,6 +169,10 @@ fn begin(reason: Option<&str>) -> Result<()> {
     let incarnation = platform.incarnation + 1;
     let next = name::incarnation_origin(log_name, incarnation.cast_unsigned());
     let closed = Checkpoint { origin: platform.origin.clone(), size: platform.tree.size(), root: platform.tree.root() };
+    // A log that was superseded, and not lost: what goes on elsewhere is not what this one goes on from. Its successor here
+    // has a name that is taken, and is closed in its turn when it is published.
+    let is_later = key::platform_of(&published.origin) != closed.origin;
+    let published = if is_later { closed.clone() } else { published };
     let tails = anchor_tails()?;
 
     held.open(&next)?;

@@ -9,6 +9,7 @@
 use crate::error::{self, Error, OrRaise, Result};
 use crate::fleet::acting;
 use crate::guard::{partition, touched};
+use crate::log::reports;
 use crate::{
     backend, catalog, ceiling, denied, event, fleet, home, identity, memory, nesting, replication, shmem, stamp, tenant,
 };
@@ -461,12 +462,15 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
             tenant::leftover::before_commit()?;
             if what == pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE {
                 fleet::pending::before_prepare()?;
+                reports::before_prepare()?;
             }
             fleet::pending::before_commit().map_err(denied::at_commit)?;
             if with(|state| !state.live.is_empty()) {
                 close().map_err(denied::at_commit)?;
             }
             event::close();
+            // Last: whoever closes the record keeps everybody waiting for what is left of this commit.
+            reports::before_commit()?;
         }
         pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
             let state = forget();
@@ -475,6 +479,7 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
             partition::transaction_ended();
             ceiling::transaction_ended();
             home::transaction_ended();
+            reports::transaction_ended();
             tenant::transaction_ended();
             if (state.recorded > 0 || state.voided > 0 || state.created_extension)
                 && let Ok(database) = shmem::this_database()
@@ -514,6 +519,7 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
             tenant::role::transaction_ended();
             ceiling::transaction_ended();
             home::transaction_ended();
+            reports::transaction_ended();
             touched::return_to(0);
             partition::transaction_ended();
             tenant::transaction_ended();
@@ -555,6 +561,7 @@ unsafe extern "C-unwind" fn subtransaction_event(
             tenant::subtransaction_rolled_back(subtransaction);
             fleet::pending::subtransaction_rolled_back(subtransaction);
             partition::subtransaction_rolled_back(subtransaction);
+            reports::subtransaction_rolled_back(subtransaction);
         }),
         _ => {}
     }

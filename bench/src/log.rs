@@ -239,6 +239,7 @@ fn proof_times(session: &mut Session) -> Result<Vec<f64>> {
 // -------------------------------------------------------------------------------------------------------- verification
 
 fn verification(bench: &Bench, cluster: &Cluster, session: &mut Session) -> Result<Section> {
+    let store = bench.cli.as_deref().map(|cli| Store::prepare(bench, cli, session)).transpose()?;
     session.anchor()?;
     let entries = size(session)?;
     let mut section = Section::new(
@@ -277,10 +278,9 @@ fn verification(bench: &Bench, cluster: &Cluster, session: &mut Session) -> Resu
     if !wrong.is_empty() {
         return Err(format!("agd.verify() found something wrong: {}", wrong.join("; ")).into());
     }
-    match &bench.cli {
+    match store {
         None => notes.push("`agd publish` and `agd verify` were not measured: AGD_CLI names no program.".into()),
-        Some(cli) => {
-            let store = Store::prepare(bench, cli)?;
+        Some(store) => {
             let (mut published, mut all, mut one) = (Took::default(), Took::default(), Took::default());
             store.publish(cluster, &mut published)?;
             add("agd_publish", "agd publish --once", &published, "≥ 50,000");
@@ -323,9 +323,11 @@ struct Store<'b> {
 }
 
 impl<'b> Store<'b> {
-    fn prepare(bench: &'b Bench, cli: &'b Path) -> Result<Self> {
+    /// With its key registered.
+    fn prepare(bench: &'b Bench, cli: &'b Path, session: &mut Session) -> Result<Self> {
         let store = Self { scratch: &bench.scratch, cli };
         let vkey = store.run(&["keygen", "--out", "log.key", "--name", LOG_NAME])?;
+        session.run(&format!("SELECT agd.register_log_key('{}')", vkey.trim()))?;
         bench.scratch.write("policy.txt", &format!("log {}\nquorum none\n", vkey.trim()))?;
         std::fs::create_dir(bench.scratch.path("store"))?;
         Ok(store)

@@ -18,6 +18,7 @@ pub mod fleet;
 mod os;
 pub mod pooler;
 pub mod proof;
+pub mod publishing;
 pub mod record;
 mod scratch;
 pub mod token;

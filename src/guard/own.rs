@@ -37,13 +37,14 @@ pub fn is_by_hand() -> bool {
 /// The gate asks of each row: AG002 unless it is one of agd's own functions that writes, or a superuser.
 pub fn check_write(guard: &Guarded) -> Result<()> {
     let catalog = catalog()?;
-    if ![catalog.tenant, catalog.role_map, catalog.tenant_key].contains(&guard.root) || WRITING.get() || is_by_hand() {
+    let ours = [catalog.tenant, catalog.role_map, catalog.tenant_key, catalog.log_key];
+    if !ours.contains(&guard.root) || WRITING.get() || is_by_hand() {
         return Ok(());
     }
     Err(Error::TamperingRefused {
         message: format!("{} is written by agd's own functions alone", guard.name),
-        hint: "agd.create_tenant(), agd.map_role(), agd.unmap_role(), agd.add_tenant_key() and agd.revoke_tenant_key() do; \
-               members of agd_platform may call them. A superuser's own statement is recorded."
+        hint: "agd.create_tenant(), agd.map_role(), agd.unmap_role(), agd.add_tenant_key(), agd.revoke_tenant_key(), \
+               agd.register_log_key() and agd.revoke_log_key() do; members of agd_platform may call them. A superuser's own statement is recorded."
             .into(),
     })
 }

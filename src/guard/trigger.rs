@@ -415,6 +415,9 @@ fn keep_names(guard: &Guarded, operation: Operation, rows: &Rows) -> Result<()> 
     } else if guard.root == catalog.tenant_key {
         let hint = "A key id is never given again. SELECT agd.revoke_tenant_key('the_kid', 'why') ends what it signs.";
         ("tenant key", "kid", &["kid", "tenant", "public_key", "revoked_at"], hint)
+    } else if guard.root == catalog.log_key {
+        let hint = "What it has signed was believed. SELECT agd.revoke_log_key('the_vkey', 'why') ends that.";
+        ("log key", "vkey", &["vkey", "revoked_at"], hint)
     } else {
         return Ok(());
     };

@@ -4,13 +4,14 @@
 //! is made afresh from the event's row: what does not hash to its leaf shows at the publisher, before it is signed.
 #![allow(unsafe_code)] // is called by the function manager as it is, pushes and pops a snapshot
 
-use crate::error::{self, Error, OrRaise, Result};
+use crate::error::{self, Error, Result};
 use crate::fmgr::{Rows, argument, definer_function, text};
 use crate::log::events::{Found, each_leaf};
-use crate::log::prove::signed_checkpoint;
-use crate::log::storage;
-use crate::log::stored::{Anchor, Stored};
-use crate::{home, identity, query, shmem, worker};
+use crate::log::reports::{self, Report};
+use crate::log::stored::Stored;
+use crate::log::{key, storage};
+use crate::{home, identity, shmem, worker};
+use agd_core::Checkpoint;
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiHeapTupleData;
@@ -55,57 +56,61 @@ fn answer_entries(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
     Ok(pg_sys::Datum::from(0))
 }
 
+definer_function!(agd_record_publication, pg_finfo_agd_record_publication, answer_publication);
+
+/// The longest name of a place: the longest path of a file system, as a URL.
+const MAX_PLACE_BYTES: usize = 4200;
+
 /// `agd.record_publication(origin, tree_size, root_hash, published_to, note)`
-#[pg_extern(sql = false)]
-fn record_publication(
-    origin: Option<&str>,
-    tree_size: Option<i64>,
-    root_hash: Option<&[u8]>,
-    published_to: Option<&str>,
-    note: Option<&str>,
-) {
-    let record = || -> Result<()> {
-        identity::must_be_somebody("agd.record_publication()")?;
-        error::forbid_read_only(c"agd.record_publication()");
-        let (Some(origin), Some(tree_size), Some(root_hash), Some(published_to)) =
-            (origin, tree_size, root_hash, published_to)
-        else {
-            return Err(Error::BadArgument {
-                message: "origin, tree_size, root_hash and published_to must be given".into(),
-                hint: "agd publish calls this function.".into(),
-            });
-        };
-        let log = storage::log_by_origin(origin)?;
-        let known = query::one::<bool>(
-            "SELECT COALESCE((SELECT root_hash = $3 FROM agd.checkpoint WHERE log_id = $1 AND tree_size = $2), false)",
-            &[log.log_id.into(), tree_size.into(), root_hash.into()],
-        )?;
-        let anchor = root_hash.try_into().ok().filter(|_| known == Some(true));
-        let anchor = anchor.map(|root| Anchor { size: tree_size.cast_unsigned(), root });
-        let Some(anchor) = anchor else {
-            return Err(Error::BadArgument {
-                message: format!("{origin} has no anchor of size {tree_size} with this root"),
-                hint: "Publish what agd.anchors shows.".into(),
-            });
-        };
-        if note.is_some_and(|note| signed_checkpoint(note, origin, &anchor).is_none()) {
-            return Err(Error::BadArgument {
-                message: format!("the note is not the signed checkpoint of {origin} at size {tree_size}"),
-                hint: "Its text is what agd.anchors has as checkpoint, signed as a C2SP signed-note.".into(),
-            });
-        }
-        // What was reported once without its note may be completed; nothing else of a receipt changes.
-        storage::writing(|| {
-            Spi::run_with_args(
-                "INSERT INTO agd.publication AS p (log_id, tree_size, published_to, note) VALUES ($1, $2, $3, $4)
-             ON CONFLICT (log_id, tree_size, published_to) DO UPDATE SET note = EXCLUDED.note
-              WHERE p.note IS NULL AND EXCLUDED.note IS NOT NULL",
-                &[log.log_id.into(), tree_size.into(), published_to.into(), note.into()],
-            )
-        })?;
-        Ok(())
+fn answer_publication(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
+    // SAFETY: this is the call; agd.record_publication(origin text, tree_size bigint, root_hash bytea, published_to text,
+    // note text).
+    let (origin, size, root, place, note) = unsafe {
+        (
+            argument::<String>(call, 0),
+            argument::<i64>(call, 1),
+            argument::<Vec<u8>>(call, 2),
+            argument::<String>(call, 3),
+            argument::<String>(call, 4),
+        )
     };
-    identity::always_as_owner(record).or_raise();
+    record_publication(origin, size, root, place, note).map(|()| pg_sys::Datum::from(0))
+}
+
+fn record_publication(
+    origin: Option<String>,
+    size: Option<i64>,
+    root: Option<Vec<u8>>,
+    place: Option<String>,
+    note: Option<String>,
+) -> Result<()> {
+    error::forbid_read_only(c"agd.record_publication()");
+    let (Some(origin), Some(tree_size), Some(root), Some(place)) = (origin, size, root, place) else {
+        return Err(Error::BadArgument {
+            message: "origin, tree_size, root_hash and published_to must be given".into(),
+            hint: "agd publish calls this function.".into(),
+        });
+    };
+    if place.len() > MAX_PLACE_BYTES {
+        return Err(Error::BadArgument {
+            message: format!("a place with a name of {} bytes is none", place.len()),
+            hint: format!("At most {MAX_PLACE_BYTES} bytes: s3://bucket/prefix or file:///folder."),
+        });
+    }
+    let stored = Stored::latest()?;
+    let head = stored.head_by_origin(&origin)?.ok_or_else(|| storage::no_such_log(&origin))?;
+    let anchor = u64::try_from(tree_size).map_or(Ok(None), |size| stored.anchor_at(&head, size))?;
+    let Some(anchor) = anchor.filter(|anchor| anchor.root[..] == root[..]) else {
+        return Err(Error::BadArgument {
+            message: format!("{origin} has no anchor of size {tree_size} with this root"),
+            hint: "Publish what agd.anchors shows.".into(),
+        });
+    };
+    // Ceilings rest on receipts: a publisher's word alone is none.
+    let checkpoint = Checkpoint { origin, size: anchor.size, root: anchor.root };
+    let vkey = key::must_be_signed(note.as_deref(), &checkpoint)?;
+    let note = note.unwrap_or_default();
+    reports::keep(Report::Published { log_id: head.log_id, tree_size, place, note, vkey })
 }
 
 definer_function!(agd_anchor, pg_finfo_agd_anchor, answer_anchor);

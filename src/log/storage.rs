@@ -161,11 +161,6 @@ pub fn platform_log() -> Result<Log> {
     newest_platform_log()?.ok_or_else(|| corrupted("the platform log is gone"))
 }
 
-/// A log by its origin. 22023 when there is none.
-pub fn log_by_origin(origin: &str) -> Result<Log> {
-    read_logs("origin = $1", &[origin.into()])?.pop().ok_or_else(|| no_such_log(origin))
-}
-
 /// 22023 for an origin that is no log's.
 pub fn no_such_log(origin: &str) -> Error {
     Error::BadArgument {

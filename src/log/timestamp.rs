@@ -1,13 +1,14 @@
 //! What publishers report about RFC 3161 timestamps.
 //!
-//! Owns agd.timestamped: at which time a TSA has stamped which anchor. Promises that only an anchor which is there is said to
-//! be stamped. It never checks a timestamp: `agd publish` did before it kept it, and `agd verify --tsa-ca` does from the store.
+//! Owns what may be said of agd.timestamped: at which time a TSA has stamped which anchor. Promises that only an anchor which
+//! is there is said to be stamped. It never checks a timestamp: `agd publish` did before it kept it, and `agd verify --tsa-ca` does from the store.
 #![allow(unsafe_code)] // is called by the function manager as it is
 
 use crate::error::{self, Error, Result};
 use crate::fmgr::{argument, definer_function};
+use crate::log::reports::{self, Report};
 use crate::log::storage;
-use crate::query;
+use crate::log::stored::Stored;
 use pgrx::prelude::*;
 
 definer_function!(agd_record_timestamp, pg_finfo_agd_record_timestamp, answer_timestamp);
@@ -40,22 +41,14 @@ fn record(
             hint: "agd publish calls this function.".into(),
         });
     };
-    let log = storage::log_by_origin(&origin)?;
-    let known = query::one::<bool>(
-        "SELECT EXISTS (SELECT FROM agd.checkpoint WHERE log_id = $1 AND tree_size = $2 AND root_hash = $3)",
-        &[log.log_id.into(), size.into(), root.into()],
-    )?;
-    if known != Some(true) {
+    let stored = Stored::latest()?;
+    let head = stored.head_by_origin(&origin)?.ok_or_else(|| storage::no_such_log(&origin))?;
+    let anchor = u64::try_from(size).map_or(Ok(None), |size| stored.anchor_at(&head, size))?;
+    if anchor.is_none_or(|anchor| anchor.root[..] != root[..]) {
         return Err(Error::BadArgument {
             message: format!("{origin} has no anchor of size {size} with this root"),
             hint: "A timestamp is of an anchor that agd.anchors shows.".into(),
         });
     }
-    storage::writing(|| {
-        Spi::run_with_args(
-            "INSERT INTO agd.timestamped (log_id, tree_size, stamped_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-            &[log.log_id.into(), size.into(), at.into()],
-        )
-    })?;
-    Ok(())
+    reports::keep(Report::Stamped { log_id: head.log_id, tree_size: size, at })
 }

@@ -12,13 +12,14 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use agd_cli::key::LogKey;
 use agd_cli::publish::Publisher;
-use agd_cli::source::{Anchor, LogHead, Receipt, Source, SourceError};
-use agd_cli::store::{Files, OsFiles, Writer};
+use agd_cli::publish::memory::{Home, Memory};
+use agd_cli::source::{Anchor, AtHome, Identity, LogHead, Receipt, Source, SourceError};
+use agd_cli::store::{At, Dir, Files, OsFiles, Writer};
 use agd_core::{Checkpoint, CompactRange, Entry, EventId, Hash, TILE_WIDTH, image_digest, leaf_hash};
 
 const ORIGIN: &str = "synthetic/log";
@@ -55,15 +56,21 @@ fn entry(index: u64) -> Vec<u8> {
 /// A database of which little is kept: entries are made as they are asked for.
 struct Synthetic {
     entries: u64,
+    vkey: String,
     tree: CompactRange,
     /// The anchors that may be asked for again: the publisher takes them in ascending order.
     anchors: VecDeque<(u64, Hash)>,
 }
 
 impl Source for Synthetic {
-    fn logs(&mut self) -> Result<Vec<LogHead>, SourceError> {
-        let tree_size = self.entries as i64;
-        Ok(vec![LogHead { origin: ORIGIN.to_owned(), tenant: None, tree_size, closed: false }])
+    fn identity(&mut self) -> Result<Identity, SourceError> {
+        let home = Home { system_identifier: "1".to_owned(), database: 1 };
+        Ok(Identity { home, at_home: AtHome::Here, received_from: None, keys: vec![self.vkey.clone()] })
+    }
+
+    fn logs(&mut self, _: Option<&str>) -> Result<Vec<LogHead>, SourceError> {
+        let (tree_size, received, received_here) = (self.entries as i64, None, None);
+        Ok(vec![LogHead { origin: ORIGIN.to_owned(), tenant: None, tree_size, closed: false, received, received_here }])
     }
 
     fn anchors(&mut self, origin: &str, from: i64, limit: i64) -> Result<Vec<Anchor>, SourceError> {
@@ -105,25 +112,25 @@ impl Source for Synthetic {
 struct Unflushed;
 
 impl Files for Unflushed {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        OsFiles.create_dir(path)
+    fn create_dir(&self, at: &At) -> io::Result<()> {
+        OsFiles.create_dir(at)
     }
-    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<File> {
-        OsFiles.write_new(path, bytes)
+    fn write_new(&self, at: &At, bytes: &[u8]) -> io::Result<File> {
+        OsFiles.write_new(at, bytes)
     }
     fn flush(&self, _: &[&File]) -> io::Result<()> {
         Ok(())
     }
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+    fn link(&self, from: &At, to: &At) -> io::Result<()> {
         OsFiles.link(from, to)
     }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+    fn rename(&self, from: &At, to: &At) -> io::Result<()> {
         OsFiles.rename(from, to)
     }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        OsFiles.remove(path)
+    fn remove(&self, at: &At) -> io::Result<()> {
+        OsFiles.remove(at)
     }
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+    fn sync_dir(&self, _: &Dir) -> io::Result<()> {
         Ok(())
     }
 }
@@ -144,9 +151,11 @@ fn main() {
     let key = LogKey::from_seed(ORIGIN, zeroize::Zeroizing::new([7; 32])).unwrap();
     std::fs::write(folder.join("policy.txt"), format!("log {}\nquorum none\n", key.verifier())).unwrap();
     let writer = Writer::open(&store, files).unwrap();
-    let mut source = Synthetic { entries, tree: CompactRange::new(), anchors: VecDeque::new() };
+    let vkey = key.verifier().to_string();
+    let mut source = Synthetic { entries, vkey, tree: CompactRange::new(), anchors: VecDeque::new() };
     let start = Instant::now();
-    let round = Publisher::new(writer, key, "synthetic".to_owned()).round(&mut source, &mut |_| {});
+    let memory = Memory::load(&key, Vec::new()).unwrap();
+    let round = Publisher::new(writer, key, "synthetic".to_owned(), memory).round(&mut source, &mut |_| {});
     assert!(round.refusals.is_empty() && round.failures.is_empty(), "{round:?}");
     let seconds = start.elapsed().as_secs_f64();
     println!("{entries} entries of {} bytes, {:.0} a second", entry(0).len(), entries as f64 / seconds);

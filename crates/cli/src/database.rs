@@ -1,6 +1,6 @@
 //! The database, through libpq's protocol, as a member of `agd_publisher`.
 //!
-//! Owns the connection and the six statements the publisher needs. Every name in them is schema-qualified and the
+//! Owns the connection and the seven statements the publisher needs. Every name in them is schema-qualified and the
 //! session's search_path is empty, so that nothing a schema owner plants is ever called. Statements are unnamed, so that
 //! a transaction pooler in between does no harm. It never reports the connection string.
 
@@ -12,8 +12,9 @@ use postgres::error::SqlState;
 use postgres::types::{ToSql, Type};
 use postgres::{Client, Config, NoTls, Row};
 
+use crate::publish::memory::Home;
 use crate::report::time;
-use crate::source::{Anchor, LogHead, Receipt, Source, SourceError};
+use crate::source::{Anchor, AtHome, Identity, LogHead, Receipt, Source, SourceError};
 
 const CONNECT: &str = "connect to the database";
 
@@ -108,21 +109,63 @@ pub(crate) fn connect(config: &Config) -> Result<Client, SourceError> {
 }
 
 impl Source for Database {
-    fn logs(&mut self) -> Result<Vec<LogHead>, SourceError> {
-        self.rows(
-            "list the logs (agd.anchors)",
-            "SELECT a.origin, a.tenant, pg_catalog.max(a.tree_size), pg_catalog.bool_or(a.closed) \
-             FROM agd.anchors AS a GROUP BY 1, 2",
+    fn identity(&mut self) -> Result<Identity, SourceError> {
+        const WHAT: &str = "ask who the database is (agd.publishing)";
+        let rows = self.rows(
+            WHAT,
+            "SELECT p.system_identifier, p.database, p.state, p.received_from, p.keys FROM agd.publishing() AS p",
             &[],
             |row| {
-                Ok(LogHead {
-                    origin: row.try_get(0)?,
-                    tenant: row.try_get(1)?,
-                    tree_size: row.try_get(2)?,
-                    closed: row.try_get(3)?,
+                let state: String = row.try_get(2)?;
+                Ok(Identity {
+                    home: Home { system_identifier: row.try_get(0)?, database: row.try_get(1)? },
+                    at_home: match state.as_str() {
+                        "home" => AtHome::Here,
+                        "new" => AtHome::New,
+                        _ => AtHome::Copy,
+                    },
+                    received_from: row.try_get(3)?,
+                    keys: row.try_get::<_, Option<Vec<String>>>(4)?.unwrap_or_default(),
                 })
             },
-        )
+        )?;
+        let gone = || SourceError { what: WHAT, message: "the row of agd.home is gone".to_owned(), hint: None };
+        rows.into_iter().next().ok_or_else(gone)
+    }
+
+    fn logs(&mut self, place: Option<&str>) -> Result<Vec<LogHead>, SourceError> {
+        let read = |row: &Row| {
+            Ok(LogHead {
+                origin: row.try_get(0)?,
+                tenant: row.try_get(1)?,
+                tree_size: row.try_get(2)?,
+                closed: row.try_get(3)?,
+                received: row.try_get(4)?,
+                received_here: row.try_get(5)?,
+            })
+        };
+        let what = "list the logs (agd.anchors)";
+        match place {
+            // Where an anchor was published costs a look-up for each: it is asked once.
+            None => self.rows(
+                what,
+                "SELECT a.origin, a.tenant, pg_catalog.max(a.tree_size), pg_catalog.bool_or(a.closed), \
+                        NULL::pg_catalog.int8, NULL::pg_catalog.int8 \
+                 FROM agd.anchors AS a GROUP BY 1, 2",
+                &[],
+                read,
+            ),
+            Some(place) => self.rows(
+                what,
+                "SELECT a.origin, a.tenant, pg_catalog.max(a.tree_size), pg_catalog.bool_or(a.closed), \
+                        pg_catalog.max(a.tree_size) FILTER (WHERE a.published_to IS NOT NULL), \
+                        pg_catalog.max(a.tree_size) FILTER \
+                          (WHERE pg_catalog.strpos(', ' || a.published_to || ', ', ', ' || $1 || ', ') > 0) \
+                 FROM agd.anchors AS a GROUP BY 1, 2",
+                &[(&place, Type::TEXT)],
+                read,
+            ),
+        }
     }
 
     fn anchors(&mut self, origin: &str, from: i64, limit: i64) -> Result<Vec<Anchor>, SourceError> {

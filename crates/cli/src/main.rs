@@ -59,6 +59,15 @@ struct Publish {
     /// The passphrase of an encrypted key is the first line of this file (or pipe, or /dev/fd/N)
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
+    /// Where it is kept what the key has signed, and for which database [default: the key file's name and .state]
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// Begin a new store, in an empty place, although the key has signed in another one or this one was lost
+    #[arg(long)]
+    new_store: bool,
+    /// Sign for this database from now on, although the key has signed for another one, which is never published again
+    #[arg(long)]
+    moved_here: bool,
     /// The key file that `agd keygen --witness` made: cosigns every checkpoint
     #[arg(long, value_name = "FILE")]
     witness_key: Option<PathBuf>,
@@ -158,6 +167,9 @@ fn run_publish(args: Publish) -> Result<u8, String> {
         require_object_lock: args.require_object_lock,
         key: args.key,
         passphrase: Source::new(args.passphrase_file.as_deref()),
+        state: args.state,
+        new_store: args.new_store,
+        moved_here: args.moved_here,
         witness_key: args.witness_key,
         witness_passphrase: Source::new(args.witness_passphrase_file.as_deref()),
         stamps,

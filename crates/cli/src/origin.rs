@@ -35,6 +35,15 @@ impl<'a> Kind<'a> {
         Some(Self::Tenant { platform, tenant })
     }
 
+    /// Which incarnation of its database's logs the log of this origin belongs to: 1, 2, …
+    pub fn incarnation(self, origin: &str) -> u32 {
+        let platform = match self {
+            Self::Platform => origin,
+            Self::Tenant { platform, .. } => platform,
+        };
+        name::split_incarnation(platform).1
+    }
+
     /// The tenant's name, none for a platform log.
     pub fn tenant(self) -> Option<&'a str> {
         match self {

@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::database::Database;
 use crate::key::{KeyError, LogKey, WitnessKey};
 use crate::passphrase::Source;
+use crate::publish::memory::{Memory, MemoryError};
 use crate::publish::{Progress, Publisher, Round};
 use crate::report::{PublishOutput, grouped};
 use crate::source::{SourceError, Unreachable};
@@ -44,6 +45,12 @@ pub struct Options {
     pub key: PathBuf,
     /// Where its passphrase comes from, if it is encrypted.
     pub passphrase: Source,
+    /// Where it is kept what the key has signed; beside the key if nothing is said.
+    pub state: Option<PathBuf>,
+    /// A new store is begun.
+    pub new_store: bool,
+    /// The key signs for this database from now on.
+    pub moved_here: bool,
     /// The witness's key file.
     pub witness_key: Option<PathBuf>,
     /// Where its passphrase comes from, if it is encrypted.
@@ -84,6 +91,9 @@ pub enum ServeError {
     /// The witness.
     #[error(transparent)]
     Witness(#[from] WitnessError),
+    /// What the key has signed.
+    #[error("the key's state: {0}")]
+    Memory(#[from] MemoryError),
     /// A TSA.
     #[error(transparent)]
     Tsa(#[from] TsaError),
@@ -117,7 +127,10 @@ pub fn run(options: &Options) -> Result<u8, ServeError> {
     let store = Writer::at(&options.store)?;
     let published_to = store.reader().place()?;
     let warning = unlocked(&store, &published_to, options.require_object_lock)?;
-    let mut publisher = Publisher::new(store, key, published_to);
+    let memory = Memory::load(&key, state_files(options))?;
+    let mut publisher = Publisher::new(store, key, published_to, memory)
+        .beginning_a_new_store(options.new_store)
+        .moved_here(options.moved_here);
     if let Some(witness) = witness {
         publisher = publisher.with_witness(witness);
     }
@@ -152,6 +165,17 @@ pub fn run(options: &Options) -> Result<u8, ServeError> {
             return Ok(if refused { EXIT_FALSE } else { code });
         }
     }
+}
+
+/// Where it is kept what the key has signed: beside the key, and beside the witness's, which is worth most elsewhere.
+fn state_files(options: &Options) -> Vec<PathBuf> {
+    let beside = |key: &PathBuf| {
+        let mut name = key.clone().into_os_string();
+        name.push(".state");
+        PathBuf::from(name)
+    };
+    let own = options.state.clone().unwrap_or_else(|| beside(&options.key));
+    std::iter::once(own).chain(options.witness_key.as_ref().map(beside)).collect()
 }
 
 /// What to say of a store that does not lock what is written to it.

@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::key::KeyError;
 use crate::passphrase::Source;
+use crate::publish::memory;
 use crate::secret::SecretKey;
 
 /// The longest statement, in bytes.
@@ -58,6 +59,9 @@ pub enum SignError {
     /// It could be taken for a checkpoint.
     #[error("this statement is a log's checkpoint: agd publish signs those, after computing them")]
     Checkpoint,
+    /// It could be taken for what a key has signed.
+    #[error("this statement is the state of a publisher's key: agd publish signs those")]
+    State,
 }
 
 /// Signs standard input and returns what to write.
@@ -102,6 +106,9 @@ fn sign(
     if text.starts_with("cosignature/v1\n") || Checkpoint::parse(three).is_ok() {
         return Err(SignError::Checkpoint);
     }
+    if statement.starts_with(memory::FORMAT.as_bytes()) {
+        return Err(SignError::State);
+    }
     let key = key()?;
     let signature = key.signer(key.name())?.sign_bytes(statement);
     Ok((key, signature))
@@ -121,6 +128,8 @@ mod tests {
         assert!(matches!(sign(extended.as_bytes(), key), Err(SignError::Checkpoint)));
         let cosigned = format!("cosignature/v1\ntime 1\n{checkpoint}");
         assert!(matches!(sign(cosigned.as_bytes(), key), Err(SignError::Checkpoint)));
+        let state = format!("{}\nkey x\n", memory::FORMAT);
+        assert!(matches!(sign(state.as_bytes(), key), Err(SignError::State)));
         assert!(matches!(sign(b"", key), Err(SignError::Empty)));
         assert!(sign(b"agd-fleet-statement\n\xff\0", key).is_ok());
     }

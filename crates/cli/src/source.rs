@@ -6,6 +6,8 @@
 use agd_core::Hash;
 use thiserror::Error;
 
+use crate::publish::memory::Home;
+
 /// Why the database could not be read or told.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{what}: {message}{}", hint.as_deref().map(|h| format!(" ({h})")).unwrap_or_default())]
@@ -29,6 +31,34 @@ pub struct LogHead {
     pub tree_size: i64,
     /// It belongs to an earlier incarnation of the database's logs: nothing continues it.
     pub closed: bool,
+    /// The largest size that the database has a receipt for, whatever the place; None: it has none, or was not asked.
+    pub received: Option<i64>,
+    /// The same for the place that was asked about.
+    pub received_here: Option<i64>,
+}
+
+/// Where a database says that its record is at home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtHome {
+    /// On this server, in this database.
+    Here,
+    /// Nothing was recorded yet.
+    New,
+    /// Elsewhere: this is a copy that was not resumed.
+    Copy,
+}
+
+/// Who the database is, and what it knows of publishing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The server's system identifier and the database's oid.
+    pub home: Home,
+    /// Whether its record is at home there.
+    pub at_home: AtHome,
+    /// The server and database that made the newest receipt, as `system identifier/oid`.
+    pub received_from: Option<String>,
+    /// The registered vkeys.
+    pub keys: Vec<String>,
 }
 
 /// One anchor of a log as the database has it.
@@ -57,11 +87,18 @@ pub struct Receipt {
 
 /// A database's logs.
 pub trait Source {
-    /// Every log that has an anchor, with the size of its newest one.
+    /// Who it is.
     ///
     /// # Errors
     /// [`SourceError`].
-    fn logs(&mut self) -> Result<Vec<LogHead>, SourceError>;
+    fn identity(&mut self) -> Result<Identity, SourceError>;
+
+    /// Every log that has an anchor, with the size of its newest one; and, where a place is asked about, the sizes that there
+    /// are receipts for.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    fn logs(&mut self, place: Option<&str>) -> Result<Vec<LogHead>, SourceError>;
 
     /// Up to `limit` anchors of a log with a size of `from` or more, by ascending size.
     ///
@@ -109,7 +146,11 @@ pub trait Source {
 pub struct Unreachable(pub SourceError);
 
 impl Source for Unreachable {
-    fn logs(&mut self) -> Result<Vec<LogHead>, SourceError> {
+    fn identity(&mut self) -> Result<Identity, SourceError> {
+        Err(self.0.clone())
+    }
+
+    fn logs(&mut self, _: Option<&str>) -> Result<Vec<LogHead>, SourceError> {
         Err(self.0.clone())
     }
 

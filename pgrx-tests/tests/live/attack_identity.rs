@@ -108,7 +108,7 @@ const NOBODY: &[(&str, &str, &str)] = &[
     ),
     (
         "superuser publishes",
-        "SELECT {0}_lend.run($$SELECT agd.record_publication('x', 1, '\\x00', 'x')::text$$)",
+        "SELECT {0}_lend.run($$SELECT agd.record_publication('x', 1, '\\x00', 'x', 'x')::text$$)",
         "42501",
     ),
     ("superuser verifies", "SELECT {0}_lend.run($$SELECT count(*)::text FROM agd.verify()$$)", "42501"),

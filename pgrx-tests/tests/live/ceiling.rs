@@ -1,5 +1,6 @@
 //! Ceilings: too much that is not integrated, or not published, stops guarded writes and nothing else.
 
+use agd_live_tests::publishing;
 use agd_live_tests::record::{anchor, expect_each_event_in_one_leaf, expect_verified, worker_pid};
 use agd_live_tests::{Builder, Cluster, TestDb, eventually, expect_hint, expect_sqlstate};
 use postgres::Client;
@@ -156,16 +157,9 @@ fn a_restart_forgets_no_event_that_waits() {
 
 /// Reports the platform log's anchor that is `back` places before the newest as published.
 fn publish(client: &mut Client, back: i64) -> String {
-    format!(
-        "SELECT agd.record_publication(origin, tree_size, root_hash, 'file:///there') FROM agd.anchors
-          WHERE tenant IS NULL AND tree_size = {}",
-        number(
-            client,
-            &format!(
-                "SELECT tree_size FROM agd.anchors WHERE tenant IS NULL ORDER BY tree_size DESC OFFSET {back} LIMIT 1"
-            )
-        )
-    )
+    let newest_first = "SELECT tree_size FROM agd.anchors WHERE tenant IS NULL ORDER BY tree_size DESC";
+    let size = number(client, &format!("{newest_first} OFFSET {back} LIMIT 1"));
+    publishing::receipts(client, &format!("tenant IS NULL AND tree_size = {size}"), "file:///there")
 }
 
 #[test]
@@ -178,6 +172,7 @@ fn anchors_that_are_not_published_stop_writes() {
              SELECT agd.guard('owned', tenant_column => 'tenant')",
         )
         .unwrap();
+    publishing::register(&mut client);
     let unpublished = "SELECT anchors_unpublished FROM agd.stat";
     let mut next = 0;
     let mut anchors = |client: &mut Client, how_many: i64| {
@@ -202,9 +197,8 @@ fn anchors_that_are_not_published_stop_writes() {
     refused(&mut database.connect().unwrap());
     assert_eq!(number(&mut client, "SELECT count(*) FROM owned"), 1);
     // A tenant's anchor is not the platform's, one that is rolled back is none, an old one leaves too many.
-    client
-        .batch_execute("SELECT agd.record_publication(origin, tree_size, root_hash, 'file:///there') FROM agd.anchors WHERE tenant = 'acme'")
-        .unwrap();
+    let of_acme = publishing::receipts(&mut client, "tenant = 'acme'", "file:///there");
+    client.batch_execute(&of_acme).unwrap();
     refused(&mut client);
     let newest = publish(&mut client, 0);
     client.batch_execute(&format!("BEGIN; {newest}; ROLLBACK")).unwrap();

@@ -2,6 +2,7 @@
 //! in the database shows; proofs and their check.
 
 use crate::command_line::{self, answer};
+use agd_live_tests::publishing;
 use agd_live_tests::record::anchor;
 use agd_live_tests::{Cluster, TestDb, expect_sqlstate};
 use postgres::Client;
@@ -57,7 +58,6 @@ impl Scene {
         let database = cluster().agd_database(stem).unwrap();
         let mut client = database.connect().unwrap();
         client.batch_execute(SETUP).unwrap();
-        anchor(&mut client);
         let folder = std::env::temp_dir().join(format!("agd-export-{}-{stem}", std::process::id()));
         std::fs::create_dir_all(folder.join("store")).unwrap();
         let mut scene = Self { database, client, folder };
@@ -66,6 +66,8 @@ impl Scene {
         let (code, vkey) = scene.agd(&["keygen", "--name", &name, "--out", "log.key"]);
         assert_eq!(code, Some(0), "{vkey}");
         std::fs::write(scene.folder.join("policy.txt"), format!("log {vkey}quorum none\n")).unwrap();
+        publishing::register_vkey(&mut scene.client, &vkey);
+        anchor(&mut scene.client);
         scene.publish();
         scene
     }

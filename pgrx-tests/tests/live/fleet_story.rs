@@ -5,6 +5,7 @@ use agd_live_tests::fleet::{
     COORDINATOR, Stage, coordinator, countersign, expect_sound, false_checks, mint, mint_for, seal, sign, state,
     statement,
 };
+use agd_live_tests::publishing;
 use agd_live_tests::record::{anchor, expect_each_event_in_one_leaf, expect_verified};
 use agd_live_tests::{Cluster, eventually, expect_sqlstate};
 use ed25519_dalek::Signer as _;
@@ -322,14 +323,14 @@ fn fleets_are_verified_from_files_alone() {
     eventually("the worker sweeps", SOON, || {
         strings(&mut superuser, "SELECT fleet_id FROM agd.fleet_pending_cancel WHERE overdue").is_empty()
     });
-    anchor(&mut superuser);
-
     let folder = Folder(std::env::temp_dir().join(format!("agd-story-{}", std::process::id())));
     std::fs::create_dir_all(folder.0.join("store")).unwrap();
     let name = strings(&mut superuser, "SELECT origin FROM agd.log WHERE tenant IS NULL").remove(0);
     let (code, vkey) = folder.agd(&["keygen", "--name", &name, "--out", "log.key"]);
     assert_eq!(code, Some(0), "{vkey}");
     std::fs::write(folder.0.join("policy.txt"), format!("log {vkey}quorum none\n")).unwrap();
+    publishing::register_vkey(&mut superuser, &vkey);
+    anchor(&mut superuser);
     let url = |role: &str| {
         format!("host={} user={role} dbname={}", stage.cluster().socket_dir().display(), stage.database.name())
     };

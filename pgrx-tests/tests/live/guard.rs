@@ -95,6 +95,7 @@ fn coverage_shows_every_table() {
         "fleet_signature",
         "fleet_template",
         "guarded_table",
+        "log_key",
         "role_map",
         "signer",
         "tenant",

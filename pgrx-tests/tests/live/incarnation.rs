@@ -3,11 +3,12 @@
 use crate::command_line::{self, answer, text};
 use agd_core::{Checkpoint, Incarnation, entry};
 use agd_live_tests::proof::{anchors, expect_events_proven, inclusion};
+use agd_live_tests::publishing::{self, report};
 use agd_live_tests::record::{anchor, expect_verified, reconcile};
 use agd_live_tests::{Cluster, Stop, eventually, expect_hint, expect_sqlstate};
 use postgres::Client;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Events wait for an anchor as long as a test runs: what is integrated is what a test asked for.
@@ -70,13 +71,16 @@ impl Scene {
         client.batch_execute(SCHEMA).unwrap();
         orders(&mut client, "acme", 0..300);
         parts(&mut client, 0..300);
-        anchor(&mut client);
         let folder = cluster.scratch_file("published");
         let (store, key, policy) = (folder.join("store"), folder.join("log.key"), folder.join("policy"));
         std::fs::create_dir_all(&store).unwrap();
         let (code, vkey) = agd(&["keygen", "--name", &platform(&mut client), "--out", text(&key)]);
         assert_eq!(code, Some(0), "{vkey}");
         std::fs::write(&policy, format!("log {}\nquorum none\n", vkey.trim())).unwrap();
+        // The publisher's, and the one that tests report with.
+        publishing::register_vkey(&mut client, &vkey);
+        publishing::register(&mut client);
+        anchor(&mut client);
         let scene = Scene { cluster, store, key, policy, lost: Vec::new() };
         scene.expect_published();
         scene
@@ -281,10 +285,16 @@ fn who_may_close_and_open_an_incarnation() {
     let scene = Scene::new();
     let mut client = scene.superuser();
     let origin = platform(&mut client);
-    let known = "SELECT agd.report_divergence(origin, tree_size, root_hash) FROM agd.anchors WHERE tree_size > 1";
+    let known = "tree_size > 1";
+    let known =
+        client.query(&format!("SELECT origin, tree_size, root_hash FROM agd.anchors WHERE {known}"), &[]).unwrap();
+    let known: Vec<String> = known
+        .iter()
+        .map(|row| report(row.get(0), row.get::<_, i64>(1) as u64, row.get::<_, Vec<u8>>(2).try_into().unwrap()))
+        .collect();
     for (role, sql) in [
-        ("inc_acme", "SELECT agd.report_divergence('x', 1, '\\x00')"),
-        ("inc_platform", "SELECT agd.report_divergence('x', 1, '\\x00')"),
+        ("inc_acme", "SELECT agd.report_divergence('x', 1, '\\x00', 'x')"),
+        ("inc_platform", "SELECT agd.report_divergence('x', 1, '\\x00', 'x')"),
         ("inc_acme", "SELECT agd.new_incarnation('why')"),
         ("inc_publisher", "SELECT agd.new_incarnation('why')"),
         ("inc_other", "SELECT agd.new_incarnation('why')"),
@@ -294,8 +304,10 @@ fn who_may_close_and_open_an_incarnation() {
     }
     let mut publisher = scene.cluster.client("inc_publisher", "postgres").unwrap();
     // What the logs have closes nothing, whatever size it is of.
-    let error = expect_sqlstate(publisher.batch_execute(known), "22023");
-    expect_hint(&error, "agd publish");
+    for known in &known {
+        let error = expect_sqlstate(publisher.batch_execute(known), "22023");
+        expect_hint(&error, "agd publish");
+    }
     // That somebody would not publish is told all the same.
     let told = |client: &mut Client, sqlstate: &str| -> Vec<Option<String>> {
         let sql = "SELECT tenant FROM agd.events WHERE action = 'DENIED' AND body::json->>'attempted' = 'PUBLISH' AND body::json->>'sqlstate' = $1";
@@ -303,22 +315,21 @@ fn who_may_close_and_open_an_incarnation() {
     };
     eventually("a refused publication is told", Duration::from_secs(30), || !told(&mut client, "22023").is_empty());
     let size: i64 = one(&mut client, "SELECT size FROM agd.log WHERE tenant IS NULL");
-    let zeros = vec![0_u8; 32];
-    let report = "SELECT agd.report_divergence($1, $2, $3, $4)";
-    let (nobody, deep) = (format!("{origin}/t/No body"), format!("{origin}/i2/t/acme"));
-    for (origin, size, root, note) in [
-        (Some("elsewhere/app"), Some(size), Some(&zeros[..]), None),
-        (Some(nobody.as_str()), Some(size), Some(&zeros[..]), None),
-        (Some(deep.as_str()), Some(size), Some(&zeros[..]), None),
-        (Some(origin.as_str()), Some(0), Some(&zeros[..]), None),
-        (Some(origin.as_str()), Some(-1), Some(&zeros[..]), None),
-        (Some(origin.as_str()), Some(size), Some(&zeros[1..]), None),
-        (Some(origin.as_str()), Some(size + 1), Some(&zeros[..]), Some("not a note")),
-        (None, Some(size), Some(&zeros[..]), None),
-        (Some(origin.as_str()), None, Some(&zeros[..]), None),
-        (Some(origin.as_str()), Some(size), None, None),
+    let zeros = [0; 32];
+    let size = size.cast_unsigned();
+    for sql in [
+        report("elsewhere/app", size, zeros),
+        report(&format!("{origin}/t/No-body"), size, zeros),
+        report(&origin, 0, zeros),
+        report(&origin, size, zeros).replacen(&"00".repeat(32), &"00".repeat(31), 1),
+        "SELECT agd.report_divergence(NULL, 1, decode(repeat('00', 32), 'hex'), 'x')".to_owned(),
+        format!("SELECT agd.report_divergence('{origin}', NULL, decode(repeat('00', 32), 'hex'), 'x')"),
+        format!("SELECT agd.report_divergence('{origin}', -1, decode(repeat('00', 32), 'hex'), 'x')"),
+        format!("SELECT agd.report_divergence('{origin}', {size}, NULL, 'x')"),
     ] {
-        expect_sqlstate(publisher.query(report, &[&origin, &size, &root, &note]), "22023");
+        let error = publisher.batch_execute(&sql).unwrap_err();
+        let code = error.code().unwrap().code();
+        assert!(["22023", "AG004"].contains(&code), "{sql}: {error:?}");
     }
     for (sql, sqlstate) in [
         ("SELECT agd.new_incarnation('why')", "55000"),
@@ -333,26 +344,27 @@ fn who_may_close_and_open_an_incarnation() {
     expect_whole(&mut client);
 
     // A tenant's log closes it as well; then only the platform's says more.
-    let none: Option<&str> = None;
     let closed = |client: &mut Client| one::<Option<String>>(client, "SELECT diverged FROM agd.home");
     let acme = format!("{origin}/t/acme");
-    publisher.query(report, &[&acme, &100_000_i64, &zeros, &none]).unwrap();
+    publisher.batch_execute(&report(&acme, 100_000, zeros)).unwrap();
     expect_closed(&scene);
     let first = closed(&mut client);
     assert!(first.as_deref().unwrap().starts_with(&format!("{acme}\n100000\n")), "{first:?}");
-    publisher.query(report, &[&acme, &200_000_i64, &zeros, &none]).unwrap();
+    publisher.batch_execute(&report(&acme, 200_000, zeros)).unwrap();
     assert!(told(&mut client, "AG003").is_empty(), "nothing is written to a closed record");
     assert_eq!(closed(&mut client), first);
-    publisher.query(report, &[&origin, &100_000_i64, &zeros, &none]).unwrap();
+    publisher.batch_execute(&report(&origin, 100_000, zeros)).unwrap();
     let second = closed(&mut client);
     assert!(second.as_deref().unwrap().starts_with(&format!("{origin}\n100000\n")), "{second:?}");
-    publisher.query(report, &[&origin, &100_000_i64, &zeros, &none]).unwrap();
-    publisher.query(report, &[&origin, &90_000_i64, &zeros, &none]).unwrap();
-    publisher.query(report, &[&acme, &300_000_i64, &zeros, &none]).unwrap();
+    publisher.batch_execute(&report(&origin, 100_000, zeros)).unwrap();
+    publisher.batch_execute(&report(&origin, 90_000, zeros)).unwrap();
+    publisher.batch_execute(&report(&acme, 300_000, zeros)).unwrap();
     assert_eq!(closed(&mut client), second);
-    publisher.query(report, &[&origin, &110_000_i64, &zeros, &none]).unwrap();
+    publisher.batch_execute(&report(&origin, 110_000, zeros)).unwrap();
     assert_ne!(closed(&mut client), second);
-    expect_sqlstate(publisher.batch_execute(known), "22023");
+    for known in &known {
+        expect_sqlstate(publisher.batch_execute(known), "22023");
+    }
 
     // Alone in its transaction, and undone with it.
     for sql in [
@@ -373,12 +385,12 @@ fn who_may_close_and_open_an_incarnation() {
         told.contains(&None) && told.contains(&Some("acme".into()))
     });
     // The closed one can be reported no more, the open one can.
-    expect_sqlstate(publisher.query(report, &[&origin, &120_000_i64, &zeros, &none]), "22023");
+    expect_sqlstate(publisher.batch_execute(&report(&origin, 120_000, zeros)), "22023");
     expect_sqlstate(client.batch_execute("SELECT agd.new_incarnation('why')"), "55000");
-    expect_sqlstate(publisher.query(report, &[&acme, &120_000_i64, &zeros, &none]), "22023");
+    expect_sqlstate(publisher.batch_execute(&report(&acme, 120_000, zeros)), "22023");
     orders(&mut client, "acme", 7000..7001);
     anchor(&mut client);
-    publisher.query(report, &[&format!("{second}/t/acme"), &120_000_i64, &zeros, &none]).unwrap();
+    publisher.batch_execute(&report(&format!("{second}/t/acme"), 120_000, zeros)).unwrap();
     expect_closed(&scene);
     client.batch_execute("SELECT agd.new_incarnation('again')").unwrap();
     expect_whole(&mut client);
@@ -395,12 +407,13 @@ fn what_is_in_flight_when_an_incarnation_closes_is_refused() {
     let mut writing = scene.cluster.client("inc_acme", "postgres").unwrap();
     writing.batch_execute("BEGIN; INSERT INTO parts VALUES (9000)").unwrap();
     let mut publisher = scene.cluster.client("inc_publisher", "postgres").unwrap();
-    let report = "SELECT agd.report_divergence($1, 100000, decode(repeat('00', 32), 'hex'))";
+    let report = report(&origin, 100_000, [0; 32]);
     publisher.batch_execute("BEGIN").unwrap();
-    publisher.query(report, &[&origin]).unwrap();
+    publisher.batch_execute(&report).unwrap();
+    parts(&mut client, 9099..9100);
     publisher.batch_execute("ROLLBACK").unwrap();
     parts(&mut client, 9100..9101);
-    publisher.query(report, &[&origin]).unwrap();
+    publisher.batch_execute(&report).unwrap();
     writing.batch_execute("INSERT INTO parts VALUES (9001)").unwrap();
     expect_sqlstate(writing.batch_execute("COMMIT"), "AG003");
     assert_eq!(one::<i64>(&mut client, "SELECT count(*) FROM parts WHERE id IN (9000, 9001)"), 0);
@@ -505,16 +518,23 @@ fn a_tenants_log_that_vanished_closes_the_record() {
     let backup = scene.cluster.base_backup(&[]).unwrap();
     let mut client = scene.superuser();
     let first = platform(&mut client);
+    // A publisher that died between the tenants and the platform log has neither signed nor written what comes here.
+    let platform_files = ["checkpoint", "checkpoints", "tile"].map(|name| scene.store.join(&first).join(name));
+    let state = scene.key.with_file_name("log.key.state");
+    let aside = scene.store.with_file_name("aside");
+    std::fs::create_dir(&aside).unwrap();
+    for file in platform_files.iter().chain([&state]) {
+        copy(file, &aside.join(file.file_name().unwrap()));
+    }
     orders(&mut client, "zeta", 2000..2010);
     anchor(&mut client);
     scene.expect_published();
     drop(client);
     scene.put_back(backup);
-    // The platform log was lost by the store as well: a publisher that died between the tenants and the platform log.
-    let platform_files = ["checkpoint", "checkpoints", "tile"].map(|name| scene.store.join(&first).join(name));
-    for file in platform_files {
-        let removed = if file.is_dir() { std::fs::remove_dir_all(&file) } else { std::fs::remove_file(&file) };
+    for file in platform_files.iter().chain([&state]) {
+        let removed = if file.is_dir() { std::fs::remove_dir_all(file) } else { std::fs::remove_file(file) };
         removed.unwrap();
+        copy(&aside.join(file.file_name().unwrap()), file);
     }
     let zeta = format!("{first}/t/zeta");
     let lost = newest_published(&scene, &zeta);
@@ -529,14 +549,84 @@ fn a_tenants_log_that_vanished_closes_the_record() {
     scene.expect_published();
 }
 
+/// A file, or a folder with all in it.
+fn copy(from: &Path, to: &Path) {
+    if !from.is_dir() {
+        std::fs::copy(from, to).unwrap();
+        return;
+    }
+    std::fs::create_dir(to).unwrap();
+    for item in std::fs::read_dir(from).unwrap() {
+        let item = item.unwrap();
+        copy(&item.path(), &to.join(item.file_name()));
+    }
+}
+
+/// The server that was lost comes back when the record has gone on elsewhere: it signs nothing, and its record closes.
+#[test]
+fn an_old_server_that_comes_back_signs_nothing_and_is_closed() {
+    let mut scene = Scene::new();
+    let backup = scene.cluster.base_backup(&[]).unwrap();
+    let mut client = scene.superuser();
+    let first = platform(&mut client);
+    parts(&mut client, 1000..1100);
+    anchor(&mut client);
+    scene.expect_published();
+    drop(client);
+    scene.put_back(backup);
+    assert_eq!(scene.publish().0, Some(1));
+    let mut client = scene.superuser();
+    client.batch_execute("SELECT agd.new_incarnation('why')").unwrap();
+    parts(&mut client, 2000..2300);
+    anchor(&mut client);
+    scene.expect_published();
+    drop(client);
+    // What was lost continues what was published of it, by thousands of entries.
+    let old = scene.lost.pop().unwrap();
+    old.start().unwrap();
+    let new = std::mem::replace(&mut scene.cluster, old);
+    let mut client = scene.superuser();
+    parts(&mut client, 5000..7000);
+    orders(&mut client, "zeta", 5000..5600);
+    anchor(&mut client);
+    let before = files(&scene.store);
+    for _ in 0..2 {
+        let (code, said) = scene.publish();
+        assert!(code == Some(1) && said.contains("/i2: the log is published"), "{said}");
+        assert_eq!(files(&scene.store), before);
+    }
+    expect_closed(&scene);
+    let second = format!("{first}/i2");
+    let diverged: String = one(&mut client, "SELECT diverged FROM agd.home");
+    assert_eq!(Checkpoint::parse(&diverged).unwrap(), newest_published(&scene, &second));
+    drop(client);
+    scene.lost.push(std::mem::replace(&mut scene.cluster, new));
+    let mut client = scene.superuser();
+    parts(&mut client, 3000..3010);
+    anchor(&mut client);
+    scene.expect_published();
+}
+
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for item in std::fs::read_dir(folder).unwrap() {
+        let path = item.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path))
+        } else {
+            drop(found.insert(path.clone(), std::fs::read(path).unwrap()))
+        }
+    }
+    found
+}
+
 #[test]
 fn incarnations_survive_dump_and_copy_and_a_closed_copy_stays_closed() {
     let scene = Scene::new();
     let cluster = &scene.cluster;
     let mut client = scene.superuser();
     let origin = platform(&mut client);
-    let report = format!("SELECT agd.report_divergence('{origin}', 100000, decode(repeat('00', 32), 'hex'))");
-    client.batch_execute(&report).unwrap();
+    client.batch_execute(&report(&origin, 100_000, [0; 32])).unwrap();
     drop(client);
     let mut maintenance = cluster.client("postgres", "template1").unwrap();
     maintenance.batch_execute("CREATE DATABASE copied TEMPLATE postgres").unwrap();
@@ -566,7 +656,7 @@ fn incarnations_survive_dump_and_copy_and_a_closed_copy_stays_closed() {
     parts(&mut restored, 7000..7001);
     expect_whole(&mut restored);
     assert_eq!(platform(&mut restored), format!("{origin}/i2"));
-    restored.batch_execute(&report.replace(&origin, &format!("{origin}/i2"))).unwrap();
+    restored.batch_execute(&report(&format!("{origin}/i2"), 100_000, [0; 32])).unwrap();
     restored.batch_execute("SELECT agd.new_incarnation('again')").unwrap();
     expect_whole(&mut restored);
 }
@@ -581,8 +671,8 @@ fn an_incarnation_that_does_not_continue_the_one_before_is_found() {
     parts(&mut client, 0..300);
     anchor(&mut client);
     let origin = platform(&mut client);
-    let report = format!("SELECT agd.report_divergence('{origin}', 100000, decode(repeat('00', 32), 'hex'))");
-    client.batch_execute(&report).unwrap();
+    publishing::register(&mut client);
+    client.batch_execute(&report(&origin, 100_000, [0; 32])).unwrap();
     client.batch_execute("SELECT agd.new_incarnation('why')").unwrap();
     parts(&mut client, 1000..1300);
     anchor(&mut client);
@@ -638,8 +728,7 @@ fn anchors_of_an_incarnation_that_is_closed_count_for_no_ceiling() {
         client.batch_execute("INSERT INTO parts VALUES (9000); DELETE FROM parts WHERE id = 9000").is_err()
     });
     expect_sqlstate(client.batch_execute("INSERT INTO parts VALUES (9000)"), "53400");
-    let report = format!("SELECT agd.report_divergence('{origin}', 100000, decode(repeat('00', 32), 'hex'))");
-    client.batch_execute(&report).unwrap();
+    client.batch_execute(&report(&origin, 100_000, [0; 32])).unwrap();
     client.batch_execute("SELECT agd.new_incarnation('why')").unwrap();
     assert_eq!(one::<i64>(&mut client, "SELECT anchors_unpublished FROM agd.stat"), 0);
     client.batch_execute("INSERT INTO parts VALUES (9000)").unwrap();

@@ -18,6 +18,8 @@ mod attack_fleet;
 mod attack_identity;
 mod attack_install;
 mod attack_laundering;
+mod attack_publish;
+mod attack_reports;
 mod attack_roles;
 mod attack_triggers;
 mod bulk;

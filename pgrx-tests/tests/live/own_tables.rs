@@ -12,10 +12,11 @@ fn set_up(stem: &str, setup: &str) -> Watch {
 const OWN: &str = "SELECT format('%s %s %s', relation, action, coalesce(row_key->>'tenant', row_key->>'role', new->>'relation', old->>'relation', ''))
                      FROM agd.events WHERE relation LIKE 'agd.%' AND action <> 'DENIED' ORDER BY split_part(event_id, '-', 1)::numeric, split_part(event_id, '-', 2)::int";
 
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 11] = [
     "agd.tenant",
     "agd.role_map",
     "agd.tenant_key",
+    "agd.log_key",
     "agd.guarded_table",
     "agd.signer",
     "agd.fleet_template",

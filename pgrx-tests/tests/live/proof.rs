@@ -4,6 +4,7 @@ use crate::command_line;
 use agd_core::proof::verify_inclusion;
 use agd_core::{CompactRange, Hash, SignedNote, SigningKey, TlogProof, VerifierKey, empty_root, leaf_hash};
 use agd_live_tests::proof::{anchors, consistency, expect_continuation, expect_events_proven, inclusion, leaves};
+use agd_live_tests::publishing;
 use agd_live_tests::record::{anchor, expect_verified};
 use agd_live_tests::{Cluster, TestDb, eventually, expect_hint, expect_sqlstate};
 use postgres::Client;
@@ -715,8 +716,11 @@ fn sign_newest(client: &mut Client, tenant: &str) -> String {
         )
         .unwrap();
     let (origin, size, root, text): (String, i64, Vec<u8>, String) = (row.get(0), row.get(1), row.get(2), row.get(3));
-    let key = SigningKey::from_seed(&origin, &[7; 32]).unwrap();
+    let key = publishing::key(&origin);
     let note = SignedNote::sign(&text, &key).unwrap().to_string();
+    if one::<i64>(client, "SELECT count(*) FROM agd.log_key") == 0 {
+        publishing::register(client);
+    }
     client
         .execute("SELECT agd.record_publication($1, $2, $3, 'file:///store', $4)", &[&origin, &size, &root, &note])
         .unwrap();
@@ -732,7 +736,8 @@ fn a_receipt_takes_the_signed_checkpoint_and_nothing_else() {
         .query_one("SELECT origin, tree_size, root_hash, checkpoint FROM agd.anchors WHERE tree_size = 512", &[])
         .unwrap();
     let (origin, size, root, text): (String, i64, Vec<u8>, String) = (row.get(0), row.get(1), row.get(2), row.get(3));
-    let key = SigningKey::from_seed(&origin, &[7; 32]).unwrap();
+    publishing::register(&mut client);
+    let key = publishing::key(&origin);
     let note = SignedNote::sign(&text, &key).unwrap().to_string();
     let other: String = one(&mut client, "SELECT checkpoint FROM agd.anchors WHERE tree_size = 256");
     let mut record = |place: &str, note: Option<&str>| {
@@ -749,19 +754,24 @@ fn a_receipt_takes_the_signed_checkpoint_and_nothing_else() {
         SignedNote::sign(&other, &key).unwrap().to_string(),
         SignedNote::sign(&format!("{text}extension\n"), &key).unwrap().to_string(),
     ] {
-        let error = expect_sqlstate(record("here", Some(&bad)), "22023");
+        let error = expect_sqlstate(record("here", Some(&bad)), "AG004");
         expect_hint(&error, "agd.anchors");
     }
-    // Once without a note, then with it; another note changes nothing any more.
-    record("here", None).unwrap();
+    // Without a note, or with one by another key, it is no receipt.
+    expect_sqlstate(record("here", None), "AG004");
+    for foreign in [("somebody/else", [8; 32]), (origin.as_str(), [8; 32]), ("somebody/else", [7; 32])] {
+        let foreign = SigningKey::from_seed(foreign.0, &foreign.1).unwrap();
+        let error =
+            expect_sqlstate(record("here", Some(&SignedNote::sign(&text, &foreign).unwrap().to_string())), "AG004");
+        expect_hint(&error, "agd.register_log_key");
+    }
+    // Cosigned once more, it changes nothing of the receipt that is there.
     record("here", Some(&note)).unwrap();
-    let foreign = SigningKey::from_seed("somebody/else", &[8; 32]).unwrap();
-    record("here", Some(&SignedNote::sign(&text, &foreign).unwrap().to_string())).unwrap();
+    let line = SigningKey::from_seed("a.witness", &[9; 32]).unwrap().sign(&text).unwrap();
+    record("here", Some(&format!("{note}{line}\n"))).unwrap();
     let kept = client.query("SELECT published_to, note FROM agd.publication", &[]).unwrap();
     let kept: Vec<(String, Option<String>)> = kept.iter().map(|row| (row.get(0), row.get(1))).collect();
     assert_eq!(kept, [("here".to_owned(), Some(note))]);
-    // As before: a receipt needs no note.
-    client.execute("SELECT agd.record_publication($1, $2, $3, 'there')", &[&origin, &size, &root]).unwrap();
 }
 
 #[test]
@@ -775,6 +785,7 @@ fn a_tlog_proof_after_agd_publish_is_all_that_a_reader_needs() {
     let (store, key) = (folder.join("store"), folder.join("log.key"));
     std::fs::create_dir_all(&store).unwrap();
     let vkey = agd(&["keygen", "--name", &origin(&mut client, ""), "--out", key.to_str().unwrap()]);
+    publishing::register_vkey(&mut client, &vkey);
     let vkey = VerifierKey::parse(vkey.trim()).unwrap();
     let connect = format!("host={} user=proof_publisher dbname={}", cluster().socket_dir().display(), database.name());
     let publish = [

@@ -4,6 +4,7 @@
 use crate::command_line::agd;
 use agd_core::leaf_hash;
 use agd_live_tests::proof::expect_events_proven;
+use agd_live_tests::publishing;
 use agd_live_tests::record::{anchor, expect_each_event_in_one_leaf, expect_verified, reconcile};
 use agd_live_tests::{Cluster, Stop, TestDb, eventually, expect_hint, expect_sqlstate};
 use postgres::Client;
@@ -93,13 +94,20 @@ fn other_cluster() -> &'static Cluster {
 
 /// The receipts that `agd publish` leaves.
 fn publish(client: &mut Client) {
-    client
-        .batch_execute("SELECT agd.record_publication(origin, tree_size, root_hash, 'file:///store') FROM agd.anchors")
-        .unwrap();
+    publishing::register(client);
+    anchor(client);
+    let receipts = publishing::receipts(client, "true", "file:///elsewhere");
+    client.batch_execute(&receipts).unwrap();
 }
 
 /// `agd publish --once`: its exit code and what it said.
-fn carry_out(cluster: &Cluster, database: &str, store: &Path, key: &Path) -> (Option<i32>, String) {
+fn carry_out(
+    cluster: &Cluster,
+    database: &str,
+    store: &Path,
+    key: &Path,
+    option: Option<&str>,
+) -> (Option<i32>, String) {
     let output = agd()
         .args(["publish", "--once", "--database"])
         .arg(format!("host={} user=postgres dbname={database}", cluster.socket_dir().display()))
@@ -107,18 +115,18 @@ fn carry_out(cluster: &Cluster, database: &str, store: &Path, key: &Path) -> (Op
         .arg(store)
         .arg("--key")
         .arg(key)
+        .args(option)
         .output()
         .unwrap();
     let said = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8_lossy(&said).into_owned())
 }
 
-/// A store and the key of a database's logs.
+/// A store and the key of a database's logs, which is registered since it was filled.
 fn store_and_key(client: &mut Client, folder: &Path) -> (PathBuf, PathBuf) {
     let (store, key) = (folder.join("store"), folder.join("log.key"));
     std::fs::create_dir(&store).unwrap();
-    let name: String = one(client, "SELECT DISTINCT origin FROM agd.anchors WHERE tenant IS NULL");
-    assert!(agd().args(["keygen", "--name", &name, "--out"]).arg(&key).output().unwrap().status.success());
+    publishing::key_file(&publishing::log_name(client), &key);
     (store, key)
 }
 
@@ -370,15 +378,19 @@ fn a_dump_goes_to_another_database_of_its_cluster_and_on_from_there() {
     // It goes on where the original was published.
     let folder = Folder::new("continued");
     let (store, key) = store_and_key(&mut original, &folder.0);
-    let (code, said) = carry_out(origin_cluster(), database.name(), &store, &key);
+    // There are receipts of what was published elsewhere.
+    let (code, said) = carry_out(origin_cluster(), database.name(), &store, &key, Some("--new-store"));
     assert_eq!(code, Some(0), "{said}");
-    let (code, said) = carry_out(origin_cluster(), target.name(), &store, &key);
+    // Not before somebody says that it has taken the other's place.
+    let (code, said) = carry_out(origin_cluster(), target.name(), &store, &key, None);
+    assert!(code == Some(1) && said.contains("--moved-here"), "{said}");
+    let (code, said) = carry_out(origin_cluster(), target.name(), &store, &key, Some("--moved-here"));
     assert_eq!(code, Some(0), "{said}");
-    // The original knows nothing of it, and what it records now is another history.
+    // The original knows nothing of it, and what it records now is another history, which is not published any more.
     original.batch_execute("INSERT INTO orders VALUES (-5, 'acme')").unwrap();
     anchor(&mut original);
-    let (code, said) = carry_out(origin_cluster(), database.name(), &store, &key);
-    assert_eq!(code, Some(1), "{said}");
+    let (code, said) = carry_out(origin_cluster(), database.name(), &store, &key, None);
+    assert!(code == Some(1) && said.contains("--moved-here"), "{said}");
     expect_each_event_in_one_leaf(&mut original);
     expect_verified(&mut original);
 
@@ -792,7 +804,7 @@ fn recovery_to_a_point_in_time_loses_whole_transactions() {
     client.batch_execute("SELECT pg_create_restore_point('here')").unwrap();
     client.batch_execute("INSERT INTO orders SELECT i, 'acme', 'lost' FROM generate_series(3000, 3600) i").unwrap();
     anchor(&mut client);
-    let (code, said) = carry_out(&primary, "postgres", &store, &key);
+    let (code, said) = carry_out(&primary, "postgres", &store, &key, Some("--new-store"));
     assert_eq!(code, Some(0), "{said}");
     client.batch_execute("SELECT pg_switch_wal()").unwrap();
     let lost = Evidence::of(&mut client);
@@ -812,7 +824,7 @@ fn recovery_to_a_point_in_time_loses_whole_transactions() {
     expect_verified(&mut client);
     let after = evidence.is_continued_by(&mut client);
     // What was published in between is another history: nothing is signed that contradicts it.
-    let (code, said) = carry_out(&backup, "postgres", &store, &key);
+    let (code, said) = carry_out(&backup, "postgres", &store, &key, None);
     assert_eq!(code, Some(1), "{said}");
     assert!(!lost.is_a_beginning_of(&after));
 }

@@ -3,6 +3,7 @@
 
 use crate::command_line::{self, answer, text};
 use crate::s3_server::S3Server;
+use agd_live_tests::publishing;
 use agd_live_tests::record::{anchor, expect_verified};
 use agd_live_tests::{Cluster, Tamperer, eventually};
 use postgres::Client;
@@ -52,6 +53,7 @@ impl Scene {
         let (code, vkey) = scene.agd(&["keygen", "--name", &platform, "--out", text(&scene.key)]);
         assert_eq!(code, Some(0), "{vkey}");
         std::fs::write(&scene.policy, format!("log {}\nquorum none\n", vkey.trim())).unwrap();
+        publishing::register_vkey(&mut client, &vkey);
         Some(scene)
     }
 

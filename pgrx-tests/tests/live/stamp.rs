@@ -3,6 +3,7 @@
 use crate::command_line::{self, answer, text};
 use crate::openssl::server::{Answer, Server};
 use crate::openssl::{Kind, Tsa};
+use agd_live_tests::publishing;
 use agd_live_tests::record::anchor;
 use agd_live_tests::{Cluster, eventually, expect_sqlstate};
 use postgres::Client;
@@ -62,6 +63,7 @@ fn timestamps_and_cosignatures_of_a_real_database() {
     let platform: String = client.query_one("SELECT origin FROM agd.log WHERE tenant IS NULL", &[]).unwrap().get(0);
     let log = good(&["keygen", "--name", &platform, "--out", text(&key)]);
     let cosigner = good(&["keygen", "--witness", "--name", "witness.example/w1", "--out", text(&witness)]);
+    publishing::register_vkey(&mut client, &log);
     std::fs::write(&policy, format!("log {log}witness w1 {cosigner}quorum w1\n")).unwrap();
 
     let connect = format!("host={} user=stamp_publisher dbname={}", cluster.socket_dir().display(), database.name());

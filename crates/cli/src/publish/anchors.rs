@@ -134,23 +134,30 @@ fn compare_all(
     }
 }
 
+/// A checkpoint that must be looked after below the published size.
+pub(super) struct Behind {
+    anchor: ValidAnchor,
+    /// Its note, where the store has it.
+    note: Option<String>,
+    /// The database does not know that it is published here.
+    unrecorded: bool,
+}
+
 impl Publisher {
-    /// Compares the database's anchors from `first` up to the published size with what was published.
-    ///
-    /// Signs an anchor that the store does not have yet when it has the published tree's root, and tells the database
-    /// of those it does not know to be published. Returns how many were signed.
-    pub(super) fn check_published(
-        &mut self,
+    /// Compares the database's anchors from `first` up to the published size with what was published. Gives those that the
+    /// store does not have yet, with the published tree's root, and those that the database does not know to be published.
+    /// Signs nothing.
+    pub(super) fn compare_published(
+        &self,
         source: &mut dyn Source,
         origin: &str,
         signer: &SigningKey,
         state: &State,
         first: u64,
-    ) -> Result<u64, LogError> {
+    ) -> Result<Vec<Behind>, LogError> {
         let size = state.tree.size();
         let mut from = first;
-        // Anchors to be signed, to be told of, or both, each with the note that is in the store.
-        let mut behind: Vec<(ValidAnchor, Option<String>, bool)> = Vec::new();
+        let mut behind = Vec::new();
         let mut more = state.published;
         while more {
             let page = fetch_anchors(source, origin, from, ANCHOR_PAGE)?;
@@ -163,12 +170,23 @@ impl Publisher {
                 let unrecorded = !places.split(", ").any(|place| place == self.published_to);
                 from = anchor.tree_size.saturating_add(1);
                 if unrecorded || note.is_none() {
-                    behind.push((anchor, note, unrecorded));
+                    behind.push(Behind { anchor, note, unrecorded });
                 }
             }
         }
+        Ok(behind)
+    }
+
+    /// Signs what the store does not have, and tells the database of what it does not know. Returns how many were signed.
+    pub(super) fn catch_up(
+        &mut self,
+        source: &mut dyn Source,
+        origin: &str,
+        signer: &SigningKey,
+        behind: Vec<Behind>,
+    ) -> Result<u64, LogError> {
         let (mut signed, mut receipts) = (0, Vec::new());
-        for (anchor, note, unrecorded) in behind {
+        for Behind { anchor, note, unrecorded } in behind {
             let note = match note {
                 Some(note) => note,
                 None => {
@@ -184,5 +202,18 @@ impl Publisher {
         self.sync(origin)?;
         self.record(source, origin, receipts)?;
         Ok(signed)
+    }
+}
+
+/// Compares what the key has signed of a log in another store with the database's anchor there.
+pub(super) fn compare_signed_elsewhere(
+    source: &mut dyn Source,
+    origin: &str,
+    (size, root): (u64, Hash),
+) -> Result<(), LogError> {
+    let page = fetch_anchors(source, origin, size, 1)?;
+    match page.first().filter(|anchor| anchor.tree_size == size) {
+        Some(anchor) => compare(origin, size, &anchor.root, &root),
+        None => Err(malformed(origin, format!("the key has signed size {size}, and the database has no anchor there"))),
     }
 }

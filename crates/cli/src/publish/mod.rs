@@ -1,7 +1,9 @@
 //! `agd publish`: carries a database's logs into a store, and signs only what continues what was signed before.
 //!
-//! Owns the order of work for one log: take up the last published state from the store, check the database's anchors
-//! against it, fetch the entries beyond, hash them here, compare the root at every anchor, and only then write tiles,
+//! Owns the order of work. Before anything is signed: is this the database that the key signs for, and not a copy; has the
+//! store what the key has signed there and what the database has receipts for; does every log of the database continue what
+//! the store has of it, and has the database every log that the store has ([`admission`]). Then, for each log: take up the
+//! last published state from the store, check the database's anchors against it, fetch the entries beyond, hash them here, compare the root at every anchor, and only then write tiles,
 //! bundles, immutable checkpoints and, last, the newest one. Promises that no two checkpoints of a log that it signed
 //! contradict each other, whatever the database says and wherever the process dies; that a refused log gets nothing
 //! written in that piece of work; and that a run after a crash ends with the same files as a run without one. It never takes
@@ -11,8 +13,10 @@
 //! Tenants go first and the platform log last, at the size it had when the logs were listed: so every tenant checkpoint
 //! that the published platform log holds is backed by published tiles.
 
+mod admission;
 mod anchors;
 mod append;
+pub mod memory;
 mod outcome;
 mod state;
 mod write;
@@ -26,13 +30,15 @@ pub use outcome::{Failure, Progress, Published, Refusal, Round};
 
 use crate::key::LogKey;
 use crate::origin::{Kind, speaks_for};
-use crate::source::{LogHead, Receipt, Source};
+use crate::source::{AtHome, LogHead, Receipt, Source};
 use crate::stamp::Stamper;
 use crate::store::{self, StoreError, Writer};
 use crate::succession::{self, Succession};
 use crate::witness::Witness;
-use anchors::next_batch;
+use admission::Inspected;
+use anchors::{Behind, next_batch};
 use append::append;
+use memory::Memory;
 use outcome::{LogError, malformed};
 use state::Stored;
 
@@ -56,14 +62,23 @@ pub struct Publisher {
     platform: Option<String>,
     /// Receipts of the platform log that wait for a timestamp, by size.
     withheld: BTreeMap<i64, Receipt>,
+    /// What the key has signed, here and elsewhere.
+    memory: Memory,
+    /// A new store is begun, as somebody said.
+    new_store: bool,
+    /// The key signs for this database from now on, as somebody said.
+    moved_here: bool,
+    /// The store and the database's receipts were held against what the key has signed.
+    admitted: bool,
 }
 
 /// The most receipts that are kept waiting; beyond, the anchors are compared with the store again when it is time.
 const MAX_WITHHELD: usize = 10_000;
 
 impl Publisher {
-    /// A publisher for an opened store. `published_to` is what the database is told about where the logs went.
-    pub fn new(store: Writer, key: LogKey, published_to: String) -> Self {
+    /// A publisher for an opened store. `published_to` is what the database is told about where the logs went; `memory`,
+    /// what the key has signed.
+    pub fn new(store: Writer, key: LogKey, published_to: String, memory: Memory) -> Self {
         Self {
             store,
             key,
@@ -73,7 +88,25 @@ impl Publisher {
             stamper: None,
             platform: None,
             withheld: BTreeMap::new(),
+            memory,
+            new_store: false,
+            moved_here: false,
+            admitted: false,
         }
+    }
+
+    /// Begins a new store, which must be empty, although the key has signed in another one, or has lost what it signed here.
+    #[must_use]
+    pub fn beginning_a_new_store(mut self, new_store: bool) -> Self {
+        self.new_store = new_store;
+        self
+    }
+
+    /// Lets the key sign for this database from now on, although it signed for another one.
+    #[must_use]
+    pub fn moved_here(mut self, moved_here: bool) -> Self {
+        self.moved_here = moved_here;
+        self
     }
 
     /// Has every checkpoint cosigned by this witness.
@@ -112,27 +145,84 @@ impl Publisher {
     }
 
     /// Does one round over every log. Errors of one log are reported in the round and do not hold up the others; but
+    /// nothing is signed when this is not the database or the store that it must be, or when the platform log is refused; and
     /// when the database or the store fails for a tenant, the platform log waits for the next round.
     pub fn round(&mut self, source: &mut dyn Source, progress: &mut dyn FnMut(Progress<'_>)) -> Round {
         let mut round = Round::default();
-        let mut heads = match source.logs() {
-            Ok(heads) => heads,
-            Err(error) => {
-                round.failures.push((None, error.into()));
-                return round;
-            }
-        };
+        match self.try_round(source, progress, &mut round) {
+            Ok(()) => {}
+            Err(LogError::Refused(refusal)) => round.refusals.push(refusal),
+            Err(LogError::Failed(failure)) => round.failures.push((None, failure)),
+        }
+        if let Err(error) = self.memory.save(&self.published_to) {
+            round.failures.push((None, error.into()));
+        }
+        round
+    }
+
+    fn try_round(
+        &mut self,
+        source: &mut dyn Source,
+        progress: &mut dyn FnMut(Progress<'_>),
+        round: &mut Round,
+    ) -> Result<(), LogError> {
+        let identity = source.identity()?;
+        let place = (!self.admitted).then(|| self.published_to.clone());
+        let mut heads = source.logs(place.as_deref())?;
         round.logs = heads.len();
         heads.sort_by(|a, b| {
             let platform_last = a.tenant.is_none().cmp(&b.tenant.is_none());
             platform_last.then_with(|| a.origin.cmp(&b.origin))
         });
-        let mut unreported = Vec::new();
-        for head in heads.iter().filter(|head| !head.closed) {
+        self.check_database(&identity, &heads)?;
+        let vanished = self.vanished(&heads).map_err(|error| LogError::Failed(Failure::Store(error)))?;
+        let mut stop = identity.at_home == AtHome::New;
+        for refusal in vanished {
+            stop |= Kind::of(refusal.origin()) == Some(Kind::Platform);
+            let origin = refusal.origin().to_owned();
+            round.refusals.push(refusal);
+            // A database without a record has nothing that could be closed.
+            if identity.at_home == AtHome::Here {
+                self.tell(source, &origin, round);
+            }
+        }
+        if stop {
+            return Ok(());
+        }
+        self.check_store(&heads)?;
+        let open: Vec<&LogHead> = heads.iter().filter(|head| !head.closed).collect();
+        let (mut refused, mut looked_at) = (HashSet::new(), HashMap::new());
+        for head in &open {
+            if self.known.contains_key(&head.origin) {
+                continue;
+            }
+            match self.look_at(source, head, true) {
+                Ok(Inspected { behind, .. }) => {
+                    looked_at.insert(head.origin.as_str(), behind);
+                }
+                Err(error) => {
+                    refused.insert(head.origin.as_str());
+                    if self.note_error(source, head, error, round) || head.tenant.is_none() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        // Which database the key signs for is on disk before it signs the first checkpoint.
+        self.memory.bind(identity.home);
+        self.memory.save(&self.published_to).map_err(|error| LogError::Failed(error.into()))?;
+        for head in open {
+            if refused.contains(head.origin.as_str()) {
+                continue;
+            }
             if head.tenant.is_none() && !round.failures.is_empty() {
                 break;
             }
-            match self.publish_log(source, head, progress) {
+            let behind = looked_at.remove(head.origin.as_str());
+            match self.publish_log(source, head, behind, progress) {
                 Ok(published) => {
                     round.published.extend(published);
                     if head.tenant.is_none() {
@@ -140,42 +230,46 @@ impl Publisher {
                     }
                 }
                 Err(error) => {
-                    self.known.remove(&head.origin);
-                    // What this log had under way is no other log's matter.
-                    let _ = self.store.sync();
-                    match error {
-                        LogError::Refused(refusal) => {
-                            if refusal.is_divergence()
-                                && let Err(failure) = self.report(source, &head.origin)
-                            {
-                                unreported.push((Some(head.origin.clone()), failure));
-                            }
-                            round.refusals.push(refusal);
-                        }
-                        LogError::Failed(failure) => {
-                            let lost = matches!(failure, Failure::Source(_)) && source.is_closed();
-                            round.failures.push((Some(head.origin.clone()), failure));
-                            if lost {
-                                break;
-                            }
-                        }
+                    if self.note_error(source, head, error, round) {
+                        break;
                     }
                 }
             }
         }
-        match self.vanished(&heads) {
-            Ok(vanished) => {
-                for refusal in vanished {
-                    if let Err(failure) = self.report(source, refusal.origin()) {
-                        unreported.push((Some(refusal.origin().to_owned()), failure));
-                    }
-                    round.refusals.push(refusal);
-                }
-            }
-            Err(error) => round.failures.push((None, Failure::Store(error))),
+        if round.failures.is_empty() {
+            // It was said once, and done.
+            (self.admitted, self.new_store, self.moved_here) = (true, false, false);
         }
-        round.failures.append(&mut unreported);
-        round
+        Ok(())
+    }
+
+    /// Takes up what went wrong with a log. True: the connection is lost, so that there is no use in going on.
+    fn note_error(&mut self, source: &mut dyn Source, head: &LogHead, error: LogError, round: &mut Round) -> bool {
+        self.known.remove(&head.origin);
+        // What this log had under way is no other log's matter.
+        let _ = self.store.sync();
+        match error {
+            LogError::Refused(refusal) => {
+                let diverged = refusal.is_divergence();
+                round.refusals.push(refusal);
+                if diverged {
+                    self.tell(source, &head.origin, round);
+                }
+                false
+            }
+            LogError::Failed(failure) => {
+                let lost = matches!(failure, Failure::Source(_)) && source.is_closed();
+                round.failures.push((Some(head.origin.clone()), failure));
+                lost
+            }
+        }
+    }
+
+    /// Tells the database that a log was published and is not continued.
+    fn tell(&self, source: &mut dyn Source, origin: &str, round: &mut Round) {
+        if let Err(failure) = self.report(source, origin) {
+            round.failures.push((Some(origin.to_owned()), failure));
+        }
     }
 
     /// The platform log of the newest incarnation: what waits for a timestamp of another one waits no more.
@@ -230,6 +324,16 @@ impl Publisher {
                 }
             }
         }
+        // A later incarnation that the key has signed is there, whatever became of the store.
+        let newest = |platform: &str| Kind::of(platform).map_or(0, |kind| kind.incarnation(platform));
+        let present = heads.iter().map(|head| newest(&head.origin)).max().unwrap_or_default();
+        let later = self.memory.origins().filter(|(origin, _)| newest(origin) > present && present > 0);
+        for (origin, (published, _)) in later {
+            let known = |refusal: &Refusal| refusal.origin() == origin;
+            if Kind::of(origin) == Some(Kind::Platform) && !vanished.iter().any(known) {
+                vanished.push(Refusal::Vanished { origin: origin.to_owned(), published });
+            }
+        }
         Ok(vanished)
     }
 
@@ -237,35 +341,18 @@ impl Publisher {
         &mut self,
         source: &mut dyn Source,
         head: &LogHead,
+        looked_at: Option<Vec<Behind>>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Option<Published>, LogError> {
         let origin = head.origin.as_str();
-        self.check_identity(head)?;
-        let newest = u64::try_from(head.tree_size)
-            .map_err(|_| malformed(origin, format!("the database says size {}", head.tree_size)))?;
         let known = self.known.get(origin).copied();
-        if known == Some(newest) {
+        if known == u64::try_from(head.tree_size).ok() && known.is_some() {
             return Ok(None);
         }
-        let signer = self.key.signer(origin).map_err(|error| LogError::Failed(Failure::Key(error.to_string())))?;
-        let mut state = self.load_state(origin, &signer)?;
-        let (bound, bound_root) = state.bound();
-        if newest < bound {
-            return Err(Refusal::Shrunk {
-                origin: origin.to_owned(),
-                published: bound,
-                root: hex(&bound_root),
-                database: head.tree_size,
-            }
-            .into());
-        }
-        if head.tenant.is_none() && !state.published && newest > 0 {
-            self.check_beginning(source, origin)?;
-        }
-        // Every anchor at or below the published size once per process, then only the one at that size.
+        // States of many logs are not kept: it is taken up once more. All anchors were compared in this round or before.
+        let Inspected { signer, mut state, newest, behind } = self.look_at(source, head, false)?;
         let from = state.tree.size();
-        let first = if known.is_none() { 0 } else { from };
-        let mut anchors = self.check_published(source, origin, &signer, &state, first)?;
+        let mut anchors = self.catch_up(source, origin, &signer, looked_at.unwrap_or(behind))?;
         loop {
             let batch = next_batch(source, origin, &state, newest)?;
             let Some(end) = batch.last().map(|anchor| anchor.tree_size) else {
@@ -277,6 +364,7 @@ impl Publisher {
             }
             let objects = append(source, origin, &mut state, &batch, end)?;
             let receipts = self.write(origin, &signer, &objects, &batch, &mut state)?;
+            self.memory.signed(&self.published_to, origin, (end, state.tree.root()));
             state.published = true;
             state.signed_ahead.clear();
             anchors += batch.len() as u64;
@@ -285,6 +373,9 @@ impl Publisher {
         }
         let to = state.tree.size();
         self.known.insert(origin.to_owned(), to);
+        if state.published {
+            self.memory.signed(&self.published_to, origin, (to, state.tree.root()));
+        }
         if to < newest {
             return Err(malformed(origin, format!("the database lists size {newest} but has no anchor there")));
         }

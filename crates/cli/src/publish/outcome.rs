@@ -6,6 +6,7 @@
 use agd_core::Hash;
 use thiserror::Error;
 
+use super::memory::MemoryError;
 use crate::source::SourceError;
 use crate::stamp::Stamped;
 use crate::store::StoreError;
@@ -68,6 +69,40 @@ pub enum Refusal {
         /// What is wrong, with the file's name.
         reason: String,
     },
+    /// The database is a copy of another one, and was not resumed.
+    #[error(
+        "{origin}: this database is a copy: its record is at home on another server or in another database, and was not \
+         resumed (agd.resume()); nothing was signed or reported"
+    )]
+    Copy {
+        /// The key's log.
+        origin: String,
+    },
+    /// The key signs for another database.
+    #[error(
+        "{origin}: the key signs for the database {signs_for} (system identifier/oid), and this one is {this}. Where this \
+         one has taken the other's place for good, and the other will never be published again, say so once: --moved-here. \
+         Nothing was signed or reported"
+    )]
+    AnotherDatabase {
+        /// The key's log.
+        origin: String,
+        /// Which one, by the key's state file or the receipts that came along.
+        signs_for: String,
+        /// This one.
+        this: String,
+    },
+    /// The store has less than what was signed there.
+    #[error(
+        "{origin}: the store is older than what was signed: {reason}. Put back the store that has it; or begin a new one \
+         deliberately, in an empty place: --new-store. Nothing was signed"
+    )]
+    StoreBehind {
+        /// The log.
+        origin: String,
+        /// What was signed, and what the store has.
+        reason: String,
+    },
     /// A later incarnation does not continue what the store holds of the one before.
     #[error("{origin}: does not continue what is published: {reason}; nothing was signed")]
     Succession {
@@ -101,6 +136,9 @@ impl Refusal {
             | Self::ForeignOrigin { origin, .. }
             | Self::Store { origin, .. }
             | Self::Succession { origin, .. }
+            | Self::Copy { origin }
+            | Self::AnotherDatabase { origin, .. }
+            | Self::StoreBehind { origin, .. }
             | Self::Malformed { origin, .. } => origin,
         }
     }
@@ -119,6 +157,18 @@ pub enum Failure {
     /// The key could not sign.
     #[error("the key: {0}")]
     Key(String),
+    /// The key is none that the database believes.
+    #[error(
+        "the key is not registered in the database, which believes no publisher's word without; nothing was signed \
+         (a member of agd_platform: SELECT agd.register_log_key('{0}'))"
+    )]
+    Unregistered(String),
+    /// What the key has signed could not be read or kept.
+    #[error("the key's state: {0}")]
+    Memory(#[from] MemoryError),
+    /// An option that says something else than what is.
+    #[error("{0}")]
+    Option(String),
     /// A timestamp that is required and due could not be had.
     #[error("the timestamp: {0}")]
     Timestamp(String),

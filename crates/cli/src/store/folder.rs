@@ -1,19 +1,21 @@
 //! A store in a folder: read-only files, each on disk before it has its name.
 //!
 //! Owns the order of system calls that makes files whole and durable under their names, the publisher's lock, and that
-//! nothing but a regular file is ever opened. Files are written aside, many of them are flushed at once, then each gets its
+//! nothing but a regular file is ever opened, and no link followed, neither in the place of a file nor of a folder. Files are written aside, many of them are flushed at once, then each gets its
 //! name by a link that fails where the name is taken, and in the end the folders' names are flushed. Promises that a
 //! published file is never overwritten and that a crash leaves nothing but unfinished files under [`CONTROL`]. It never makes
 //! the store's own folder: a store that is not mounted must not become an empty one.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::ffi::OsStr;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use super::files::Files;
+use rustix::fs::FileType;
+
+use super::files::{At, Dir, Files};
 use super::{CONTROL, Kind, Listed, StoreError};
-use crate::input;
 
 /// Files that wait to be flushed at most: each is open until then.
 const WAITING: usize = 256;
@@ -24,7 +26,7 @@ const WAITING_BYTES: usize = 32 << 20;
 /// A folder's files, for reading.
 #[derive(Debug, Clone)]
 pub(super) struct Folder {
-    root: PathBuf,
+    root: Dir,
 }
 
 impl Folder {
@@ -33,12 +35,13 @@ impl Folder {
     /// # Errors
     /// [`StoreError::Io`] when it cannot be reached, [`StoreError::Location`] when it is not a folder.
     pub(super) fn open(root: &Path) -> Result<Self, StoreError> {
-        let metadata =
-            fs::metadata(root).map_err(|source| StoreError::Io { path: root.display().to_string(), source })?;
-        if !metadata.is_dir() {
-            return Err(StoreError::Location { location: root.display().to_string(), reason: "not a folder" });
-        }
-        Ok(Self { root: root.to_owned() })
+        let dir = Dir::open(root).map_err(|source| match source.kind() {
+            io::ErrorKind::NotADirectory => {
+                StoreError::Location { location: root.display().to_string(), reason: "not a folder" }
+            }
+            _ => StoreError::Io { path: root.display().to_string(), source },
+        })?;
+        Ok(Self { root: dir })
     }
 
     /// Its absolute path.
@@ -46,7 +49,50 @@ impl Folder {
     /// # Errors
     /// [`StoreError::Io`].
     pub(super) fn absolute(&self) -> Result<PathBuf, StoreError> {
-        self.root.canonicalize().map_err(|source| io_error(&self.root.display().to_string(), source))
+        let root = self.root.path();
+        root.canonicalize().map_err(|source| io_error(&root.display().to_string(), source))
+    }
+
+    /// A folder in the store; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::NotRegular`] where a link stands in the place of a folder on the way, [`StoreError::Io`].
+    fn folder(&self, path: &Path) -> Result<Option<Dir>, StoreError> {
+        let mut folder = self.root.clone();
+        for component in path.components() {
+            let name = plain(component, path)?;
+            let next = match folder.folder(name) {
+                Ok(next) => next,
+                Err(error) if is_absent(&error) => {
+                    let at = folder.at(name);
+                    let shown = at.path();
+                    let shown = shown.strip_prefix(self.root.path()).unwrap_or(&shown).display().to_string();
+                    return match at.kind().map_err(|source| io_error(&shown, source))? {
+                        // A file is no folder, and has nothing below it.
+                        None | Some(FileType::RegularFile) => Ok(None),
+                        Some(_) => Err(StoreError::NotRegular { path: shown }),
+                    };
+                }
+                Err(error) => return Err(io_error(&path.display().to_string(), error)),
+            };
+            folder = next;
+        }
+        Ok(Some(folder))
+    }
+
+    /// A name in the store; `None` when its folder is not there.
+    fn at(&self, path: &Path) -> Result<Option<At>, StoreError> {
+        let (Some(parent), Some(name)) = (path.parent(), path.components().next_back()) else {
+            return Ok(None);
+        };
+        let name = plain(name, path)?;
+        Ok(self.folder(parent)?.map(|folder| folder.at(name)))
+    }
+
+    /// The same for a name that is about to be written: its folder was made.
+    fn at_made(&self, path: &Path) -> Result<At, StoreError> {
+        let gone = || io_error(&path.display().to_string(), io::ErrorKind::NotFound.into());
+        self.at(path)?.ok_or_else(gone)
     }
 
     /// The bytes of an object, `None` when there is none of this name.
@@ -55,17 +101,19 @@ impl Folder {
     /// [`StoreError::NotRegular`], [`StoreError::TooLarge`] above `limit` bytes, [`StoreError::Io`].
     pub(super) fn read(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
         let io = |source| StoreError::Io { path: path.to_owned(), source };
-        let (file, metadata) = match input::open_regular(&self.root.join(path), false) {
-            Ok(Some(opened)) => opened,
+        let Some(at) = self.at(Path::new(path))? else { return Ok(None) };
+        let file = match at.read() {
+            Ok(Some(file)) => file,
             Ok(None) => return Err(StoreError::NotRegular { path: path.to_owned() }),
             Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => return Err(io(error)),
         };
+        let size = file.metadata().map_err(io)?.len();
         let too_large = |size| StoreError::TooLarge { path: path.to_owned(), size, limit };
-        if metadata.len() > limit {
-            return Err(too_large(metadata.len()));
+        if size > limit {
+            return Err(too_large(size));
         }
-        let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
+        let mut bytes = Vec::with_capacity(size as usize + 1);
         file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
         if bytes.len() as u64 > limit {
             return Err(too_large(bytes.len() as u64));
@@ -76,42 +124,39 @@ impl Folder {
     /// Whether a regular file has this name.
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// [`StoreError::NotRegular`] where a link stands in the place of a folder on the way, [`StoreError::Io`].
     pub(super) fn has(&self, path: &str) -> Result<bool, StoreError> {
-        match fs::symlink_metadata(self.root.join(path)) {
-            Ok(metadata) => Ok(metadata.is_file()),
-            Err(error) if is_absent(&error) => Ok(false),
-            Err(error) => Err(io_error(path, error)),
-        }
+        let Some(at) = self.at(Path::new(path))? else { return Ok(false) };
+        let kind = at.kind().map_err(|error| io_error(path, error))?;
+        Ok(kind == Some(FileType::RegularFile))
     }
 
     /// The names in a folder, sorted; `None` when there is no such folder.
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// [`StoreError::NotRegular`] where a link stands in the place of a folder on the way, [`StoreError::Io`].
     pub(super) fn list(&self, path: &str) -> Result<Option<Vec<Listed>>, StoreError> {
-        let io = |source| StoreError::Io { path: path.to_owned(), source };
-        let entries = match fs::read_dir(self.root.join(path)) {
-            Ok(entries) => entries,
-            Err(error) if is_absent(&error) => return Ok(None),
-            Err(error) => return Err(io(error)),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(io)?;
-            let file_type = entry.file_type().map_err(io)?;
-            let kind = if file_type.is_file() {
-                Kind::File
-            } else if file_type.is_dir() {
-                Kind::Folder
-            } else {
-                Kind::Other
-            };
-            let name = entry.file_name().to_string_lossy().into_owned();
-            names.push(Listed { name, kind });
-        }
+        let Some(folder) = self.folder(Path::new(path))? else { return Ok(None) };
+        let names = folder.names().map_err(|error| io_error(path, error))?;
+        let listed = names.into_iter().map(|(name, kind)| Listed {
+            name: name.to_string_lossy().into_owned(),
+            kind: match kind {
+                FileType::RegularFile => Kind::File,
+                FileType::Directory => Kind::Folder,
+                _ => Kind::Other,
+            },
+        });
+        let mut names: Vec<Listed> = listed.collect();
         names.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(Some(names))
+    }
+}
+
+/// A step of an object's path: a name, and nothing that leads elsewhere.
+fn plain<'a>(component: Component<'a>, path: &Path) -> Result<&'a OsStr, StoreError> {
+    match component {
+        Component::Normal(name) => Ok(name),
+        _ => Err(StoreError::NotRegular { path: path.display().to_string() }),
     }
 }
 
@@ -140,13 +185,13 @@ struct Waiting {
     /// Its name to be, relative to the store.
     path: String,
     /// Where it is.
-    temporary: PathBuf,
+    temporary: At,
     file: File,
 }
 
 impl std::fmt::Debug for FolderWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "FolderWriter({})", self.folder.root.display())
+        write!(f, "FolderWriter({})", self.folder.root.path().display())
     }
 }
 
@@ -160,18 +205,20 @@ impl FolderWriter {
     pub(super) fn open(root: &Path, files: Box<dyn Files>) -> Result<Self, StoreError> {
         let folder = Folder::open(root)?;
         let io = |source| StoreError::Io { path: CONTROL.to_owned(), source };
-        let control = root.join(CONTROL);
-        let temporary = control.join("tmp");
-        files.create_dir(&control).map_err(io)?;
-        let lock =
-            OpenOptions::new().create(true).truncate(false).write(true).open(control.join("lock")).map_err(io)?;
+        let (control, temporary) = (Path::new(CONTROL), Path::new(CONTROL).join("tmp"));
+        let (lock_path, not_regular) =
+            (control.join("lock"), |path: &Path| StoreError::NotRegular { path: path.display().to_string() });
+        files.create_dir(&folder.at_made(control)?).map_err(io)?;
+        let lock = folder.at_made(&lock_path)?.write_or_make().map_err(io)?;
+        let lock = lock.ok_or_else(|| not_regular(&lock_path))?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => StoreError::Locked { path: root.display().to_string() },
             TryLockError::Error(source) => io(source),
         })?;
-        files.create_dir(&temporary).map_err(io)?;
-        for left in fs::read_dir(&temporary).map_err(io)? {
-            files.remove(&left.map_err(io)?.path()).map_err(io)?;
+        files.create_dir(&folder.at_made(&temporary)?).map_err(io)?;
+        let unfinished = folder.folder(&temporary)?.ok_or_else(|| not_regular(&temporary))?;
+        for (left, _) in unfinished.names().map_err(io)? {
+            files.remove(&unfinished.at(&left)).map_err(io)?;
         }
         Ok(Self {
             folder,
@@ -228,9 +275,10 @@ impl FolderWriter {
         // Whatever the caller says: nothing that others find by this object may come after it.
         self.sync()?;
         let Waiting { temporary, file, .. } = self.write_temporary(path, bytes)?;
+        let to = self.folder.at_made(Path::new(path))?;
         self.files
             .flush(&[&file])
-            .and_then(|()| self.files.rename(&temporary, &self.folder.root.join(path)))
+            .and_then(|()| self.files.rename(&temporary, &to))
             .map_err(|source| io_error(path, source))?;
         self.note_folder(path);
         self.sync()
@@ -247,9 +295,10 @@ impl FolderWriter {
             return named;
         }
         while let Some(folder) = self.unsynced.first().cloned() {
-            self.files
-                .sync_dir(&self.folder.root.join(&folder))
-                .map_err(|source| io_error(&folder.display().to_string(), source))?;
+            let shown = || folder.display().to_string();
+            let open = self.folder.folder(&folder)?;
+            let open = open.ok_or_else(|| io_error(&shown(), io::ErrorKind::NotFound.into()))?;
+            self.files.sync_dir(&open).map_err(|source| io_error(&shown(), source))?;
             self.unsynced.remove(&folder);
         }
         Ok(())
@@ -272,11 +321,14 @@ impl FolderWriter {
     }
 
     fn name(&mut self, Waiting { path, temporary, .. }: &Waiting) -> Result<(), StoreError> {
-        match self.files.link(temporary, &self.folder.root.join(path)) {
+        match self.files.link(temporary, &self.folder.at_made(Path::new(path))?) {
             Ok(()) => {}
             // Taken in between: by the same bytes, or by others.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let bytes = fs::read(temporary).map_err(|source| io_error(path, source))?;
+                let mut bytes = Vec::new();
+                let written = temporary.read().map_err(|source| io_error(path, source))?;
+                let written = written.ok_or_else(|| StoreError::NotRegular { path: path.clone() })?;
+                (&written).read_to_end(&mut bytes).map_err(|source| io_error(path, source))?;
                 if !self.is_there(path, &bytes)? {
                     return Err(StoreError::Conflict { path: path.clone() });
                 }
@@ -313,7 +365,7 @@ impl FolderWriter {
         }
         self.temporary += 1;
         let name = format!("{}-{}", std::process::id(), self.temporary);
-        let temporary = self.folder.root.join(CONTROL).join("tmp").join(name);
+        let temporary = self.folder.at_made(&Path::new(CONTROL).join("tmp").join(name))?;
         let file = self.files.write_new(&temporary, bytes).map_err(|source| io_error(path, source))?;
         Ok(Waiting { path: path.to_owned(), temporary, file })
     }
@@ -324,9 +376,11 @@ impl FolderWriter {
         }
         let parent = folder.parent().unwrap_or(Path::new(""));
         self.ensure_folder(parent)?;
-        self.files
-            .create_dir(&self.folder.root.join(folder))
-            .map_err(|source| io_error(&folder.display().to_string(), source))?;
+        let at = self.folder.at_made(folder)?;
+        self.files.create_dir(&at).map_err(|source| io_error(&folder.display().to_string(), source))?;
+        if at.kind().map_err(|source| io_error(&folder.display().to_string(), source))? != Some(FileType::Directory) {
+            return Err(StoreError::NotRegular { path: folder.display().to_string() });
+        }
         // Also when it was there: the process that made it may have died before its name was on disk.
         self.unsynced.insert(parent.to_owned());
         self.folders.insert(folder.to_owned());

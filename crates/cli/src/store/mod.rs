@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use files::{Files, OsFiles};
+pub use files::{At, Dir, Files, OsFiles};
 pub use location::{Location, parse_location};
 pub use object_lock::ObjectLock;
 
@@ -441,6 +441,102 @@ mod tests {
         assert!(reader.read("file/below", 9).unwrap().is_none());
         assert!(!reader.has("link").unwrap() && reader.has("file").unwrap());
         assert!(!reader.has("none").unwrap() && !reader.has("folder").unwrap());
+    }
+
+    /// Links where folders, files, and the publisher's own files should be; pipes, too, which must not block.
+    #[test]
+    fn no_link_in_a_store_is_followed() {
+        use std::os::unix::fs::symlink;
+        let outside = tempfile::tempdir().unwrap();
+        fs::create_dir(outside.path().join("log")).unwrap();
+        fs::write(outside.path().join("log/secret"), b"four").unwrap();
+        let not_regular = |result: Result<(), StoreError>, what: &str| {
+            assert!(matches!(result, Err(StoreError::NotRegular { .. })), "{what}: {result:?}");
+        };
+        let whole = || -> Vec<String> {
+            let listed =
+                |path: &Path| fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+            listed(outside.path()).chain(listed(&outside.path().join("log"))).collect()
+        };
+        let before = whole();
+        // In the place of a folder: absolute, relative, of each depth.
+        for (link, target) in [
+            ("a", outside.path().join("log")),
+            ("a/b", outside.path().join("log")),
+            ("a/b/c", Path::new("../../elsewhere").to_owned()),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir_all(dir.path().join("elsewhere")).unwrap();
+            fs::write(dir.path().join("elsewhere/secret"), b"four").unwrap();
+            fs::create_dir_all(dir.path().join(link).parent().unwrap()).unwrap();
+            symlink(&target, dir.path().join(link)).unwrap();
+            let reader = Reader::open(dir.path()).unwrap();
+            not_regular(reader.read(&format!("{link}/secret"), 9).map(drop), link);
+            not_regular(reader.has(&format!("{link}/secret")).map(drop), link);
+            not_regular(reader.list(link).map(drop), link);
+            not_regular(reader.list(&format!("{link}/log")).map(drop), link);
+            let mut store = writer(dir.path());
+            not_regular(store.put(&format!("{link}/new"), b"x").and_then(|()| store.sync()), link);
+            not_regular(store.put(&format!("{link}/deep/new"), b"x").and_then(|()| store.sync()), link);
+            not_regular(store.put(&format!("{link}/secret"), b"four").and_then(|()| store.sync()), link);
+            not_regular(store.replace(&format!("{link}/checkpoint"), b"x"), link);
+            let parent = Path::new(link).parent().unwrap().to_str().unwrap();
+            let listed = reader.list(parent).unwrap().unwrap();
+            let name = Path::new(link).file_name().unwrap().to_str().unwrap();
+            assert!(listed.contains(&Listed { name: name.to_owned(), kind: Kind::Other }));
+            assert_eq!(fs::read_dir(dir.path().join("elsewhere")).unwrap().count(), 1);
+        }
+        // In the place of a file.
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("a")).unwrap();
+        symlink(outside.path().join("log/secret"), dir.path().join("a/link")).unwrap();
+        symlink(outside.path().join("log/new"), dir.path().join("a/dangling")).unwrap();
+        let pipe = std::process::Command::new("mkfifo").arg(dir.path().join("a/pipe")).status().unwrap();
+        assert!(pipe.success());
+        let mut store = writer(dir.path());
+        for name in ["a/link", "a/dangling", "a/pipe"] {
+            not_regular(store.reader().read(name, 9).map(drop), name);
+            assert!(!store.reader().has(name).unwrap());
+            not_regular(store.put(name, b"four").and_then(|()| store.sync()), name);
+        }
+        // What is replaced is the link, never what it names.
+        store.replace("a/link", b"mine").unwrap();
+        assert_eq!(store.reader().read("a/link", 9).unwrap().as_deref(), Some(&b"mine"[..]));
+        drop(store);
+        // The publisher's own: its folder, its lock, its unfinished files.
+        for (name, target) in [(CONTROL, "log"), (".agd_publish/lock", "log/secret"), (".agd_publish/tmp", "log")] {
+            let dir = tempfile::tempdir().unwrap();
+            if name != CONTROL {
+                fs::create_dir(dir.path().join(CONTROL)).unwrap();
+            }
+            symlink(outside.path().join(target), dir.path().join(name)).unwrap();
+            not_regular(Writer::open(dir.path(), Box::new(OsFiles)).map(drop), name);
+        }
+        assert_eq!(whole(), before);
+        assert_eq!(fs::read(outside.path().join("log/secret")).unwrap(), b"four");
+        // The store itself may be named by a link, and no name leads out of it.
+        let dir = tempfile::tempdir().unwrap();
+        symlink(outside.path(), dir.path().join("store")).unwrap();
+        let reader = Reader::open(&dir.path().join("store")).unwrap();
+        assert!(reader.read("log/secret", 9).unwrap().is_some());
+        for name in ["../x", "log/../log/secret", "/etc/passwd"] {
+            not_regular(reader.read(name, 9).map(drop), name);
+        }
+    }
+
+    /// A folder that becomes a link between two writes of one publisher.
+    #[test]
+    fn a_folder_that_is_exchanged_for_a_link_takes_nothing_elsewhere() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut store = writer(dir.path());
+        store.put("a/b/one", b"one").unwrap();
+        store.sync().unwrap();
+        store.put("a/b/two", b"two").unwrap();
+        fs::rename(dir.path().join("a/b"), dir.path().join("a/moved")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), dir.path().join("a/b")).unwrap();
+        assert!(matches!(store.sync(), Err(StoreError::NotRegular { .. })));
+        assert!(matches!(store.replace("a/b/checkpoint", b"x"), Err(StoreError::NotRegular { .. })));
+        assert!(fs::read_dir(outside.path()).unwrap().next().is_none());
     }
 
     #[test]

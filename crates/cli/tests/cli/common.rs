@@ -11,9 +11,10 @@ use std::sync::atomic::AtomicU64;
 
 use agd_cli::key::{LogKey, WitnessKey};
 use agd_cli::policy::Policy;
+use agd_cli::publish::memory::{Home, Memory};
 use agd_cli::publish::{Publisher, Round};
-use agd_cli::source::{Anchor, LogHead, Receipt, Source, SourceError};
-use agd_cli::store::{self, Files, OsFiles, Reader, StoreError, Writer};
+use agd_cli::source::{Anchor, AtHome, Identity, LogHead, Receipt, Source, SourceError};
+use agd_cli::store::{self, At, Dir, Files, OsFiles, Reader, StoreError, Writer};
 use agd_cli::verify::{self, Report};
 use agd_cli::witness::Witness;
 use agd_core::{Checkpoint, CompactRange, Entry, EventId, Hash, image_digest, leaf_hash};
@@ -71,6 +72,11 @@ pub struct FakeDatabase {
     /// What was told to be published and not continued.
     pub reported: Vec<(String, Receipt)>,
     pub entry_calls: u64,
+    /// Which database of its server this is; the first, and the one at home here, if nothing is said.
+    pub number: u32,
+    pub copy: bool,
+    /// Which one made the receipts.
+    pub received_from: Option<String>,
 }
 
 pub fn entry(xact_id: u64, n: u32, tenant: Option<&str>, action: &str, body: Option<&str>) -> Vec<u8> {
@@ -189,7 +195,20 @@ fn spend(left: &mut Option<u64>, what: &'static str) -> Result<(), SourceError> 
 }
 
 impl Source for FakeDatabase {
-    fn logs(&mut self) -> Result<Vec<LogHead>, SourceError> {
+    fn identity(&mut self) -> Result<Identity, SourceError> {
+        let home = Home { system_identifier: "7421".to_owned(), database: 5 + self.number };
+        let at_home = match (self.copy, self.logs.values().all(|log| log.anchors.is_empty())) {
+            (true, _) => AtHome::Copy,
+            (_, true) => AtHome::New,
+            _ => AtHome::Here,
+        };
+        // The keys of all tests are registered.
+        let keys = (0..32).map(|seed| LogKey::from_seed(PLATFORM, Zeroizing::new([seed; 32])).unwrap());
+        let keys = keys.map(|key| key.verifier().to_string()).collect();
+        Ok(Identity { home, at_home, received_from: self.received_from.clone(), keys })
+    }
+
+    fn logs(&mut self, place: Option<&str>) -> Result<Vec<LogHead>, SourceError> {
         let newest = self.logs.keys().map(|origin| incarnation_of(origin)).max().unwrap_or(1);
         let heads = self.logs.iter().filter_map(|(origin, log)| {
             Some(LogHead {
@@ -197,6 +216,11 @@ impl Source for FakeDatabase {
                 tenant: log.tenant.clone(),
                 tree_size: *log.anchors.last_key_value()?.0 as i64,
                 closed: incarnation_of(origin) < newest,
+                received: log.published.keys().next_back().map(|size| *size as i64).filter(|_| place.is_some()),
+                received_here: {
+                    let here = log.published.iter().filter(|(_, published)| Some(published.as_str()) == place);
+                    here.map(|(size, _)| *size as i64).max()
+                },
             })
         });
         Ok(heads.collect())
@@ -366,21 +390,22 @@ impl FailingFiles {
 }
 
 impl Files for FailingFiles {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
+    fn create_dir(&self, at: &At) -> io::Result<()> {
         self.step()?;
+        let path = at.path();
         let new = !path.exists();
-        OsFiles.create_dir(path)?;
+        OsFiles.create_dir(at)?;
         if new && !path.components().any(|part| part.as_os_str() == store::CONTROL) {
-            self.changed(path, Undo::Folder(path.to_owned()));
+            self.changed(&path, Undo::Folder(path.clone()));
         }
         Ok(())
     }
-    fn write_new(&self, path: &Path, bytes: &[u8]) -> io::Result<File> {
+    fn write_new(&self, at: &At, bytes: &[u8]) -> io::Result<File> {
         if let Err(error) = self.step() {
-            let _ = std::fs::write(path, &bytes[..bytes.len() / 2]);
+            let _ = std::fs::write(at.path(), &bytes[..bytes.len() / 2]);
             return Err(error);
         }
-        let file = OsFiles.write_new(path, bytes)?;
+        let file = OsFiles.write_new(at, bytes)?;
         self.unflushed.borrow_mut().insert(file.metadata()?.ino(), file.try_clone()?);
         Ok(file)
     }
@@ -391,26 +416,26 @@ impl Files for FailingFiles {
         }
         Ok(())
     }
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+    fn link(&self, from: &At, to: &At) -> io::Result<()> {
         self.step()?;
         OsFiles.link(from, to)?;
-        self.changed(to, Undo::Name(to.to_owned()));
+        self.changed(&to.path(), Undo::Name(to.path()));
         Ok(())
     }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+    fn rename(&self, from: &At, to: &At) -> io::Result<()> {
         self.step()?;
-        let before = std::fs::read(to).ok();
+        let before = std::fs::read(to.path()).ok();
         OsFiles.rename(from, to)?;
-        self.changed(to, Undo::Replaced(to.to_owned(), before));
+        self.changed(&to.path(), Undo::Replaced(to.path(), before));
         Ok(())
     }
-    fn remove(&self, path: &Path) -> io::Result<()> {
+    fn remove(&self, at: &At) -> io::Result<()> {
         self.step()?;
-        OsFiles.remove(path)
+        OsFiles.remove(at)
     }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+    fn sync_dir(&self, folder: &Dir) -> io::Result<()> {
         self.step()?;
-        self.unnamed.borrow_mut().retain(|(folder, _)| folder != path);
+        self.unnamed.borrow_mut().retain(|(changed, _)| changed != folder.path());
         Ok(())
     }
 }
@@ -430,8 +455,19 @@ pub fn key() -> LogKey {
     LogKey::from_seed(PLATFORM, Zeroizing::new([7; 32])).unwrap()
 }
 
+/// A publisher that remembers nothing of what the key has signed before.
 pub fn publisher(root: &Path) -> Publisher {
-    Publisher::new(open_store(root), key(), "file:///worm".to_owned())
+    publisher_that_remembers(root, "file:///worm", Vec::new())
+}
+
+/// A publisher whose key's state is in these files.
+pub fn publisher_that_remembers(root: &Path, place: &str, state: Vec<PathBuf>) -> Publisher {
+    Publisher::new(open_store(root), key(), place.to_owned(), Memory::load(&key(), state).unwrap())
+}
+
+/// For a publisher that keeps nothing beside its key.
+pub fn no_memory(key: &LogKey) -> Memory {
+    Memory::load(key, Vec::new()).unwrap()
 }
 
 /// Opens a store. Another test that starts a program holds every open file of this process, a lock just given back among

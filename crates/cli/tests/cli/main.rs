@@ -1,6 +1,7 @@
 //! Tests of the program `agd`, run as a person runs it.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod admission;
 mod chains;
 mod common;
 #[path = "../../../tsp/tests/openssl/mod.rs"]

@@ -333,7 +333,8 @@ fn a_key_that_did_not_sign_the_store_is_refused() {
     let before = files(dir.path());
     let key = agd_cli::key::LogKey::from_seed(PLATFORM, zeroize::Zeroizing::new([8; 32])).unwrap();
     let store = Writer::open(dir.path(), fast_files(None).0).unwrap();
-    let round = Publisher::new(store, key, String::new()).round(&mut database, &mut |_| {});
+    let memory = no_memory(&key);
+    let round = Publisher::new(store, key, String::new(), memory).round(&mut database, &mut |_| {});
     assert_eq!(round.refusals.len(), 3);
     assert_eq!(files(dir.path()), before);
 }
@@ -423,7 +424,7 @@ fn crash_at_any_point(crash: Crash) {
         let mut database = sample.clone();
         let crashed = match Writer::open(&root, files_left) {
             Ok(store) => {
-                let mut publisher = Publisher::new(store, key(), String::new());
+                let mut publisher = Publisher::new(store, key(), String::new(), no_memory(&key()));
                 let first = publisher.round(&mut database, &mut |_| {});
                 // The process would be gone: nothing is recorded that was not before.
                 let second = publisher.round(&mut database.clone(), &mut |_| {});
@@ -480,6 +481,8 @@ fn a_checkpoint_signed_just_before_a_crash_still_binds() {
     let round = publish(dir.path(), &mut fork);
     assert!(matches!(round.refusals[0], Refusal::Shrunk { published: 300, database: 276, .. }), "{:?}", round.refusals);
     fork.write(Some("acme"), 300);
+    // A platform log that is another one would keep all from being signed.
+    fork.logs.insert(PLATFORM.to_owned(), grown.logs[PLATFORM].clone());
     let round = publish(dir.path(), &mut fork);
     assert!(matches!(round.refusals[0], Refusal::NotAContinuation { size: 300, .. }), "{:?}", round.refusals);
     assert!(!dir.path().join(store::checkpoint_path(&acme, 276)).exists());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::common::*;
 use crate::s3_server::{S3Server, environment};
 use agd_cli::publish::{Failure, Publisher, Refusal, Round};
-use agd_cli::source::{Anchor, LogHead, Receipt, Source, SourceError};
+use agd_cli::source::{Anchor, Identity, LogHead, Receipt, Source, SourceError};
 use agd_cli::stamp::{self, Mode, Stamper};
 use agd_cli::store::{ObjectLock, Reader, StoreError, Writer, checkpoint_path, parse_location};
 use agd_cli::tsa::Tsa;
@@ -24,7 +24,7 @@ const PROBE: &str = ".agd_publish/create-only";
 fn publisher_at(location: &str, settings: &[(String, String)]) -> Result<Publisher, StoreError> {
     let writer = Writer::at_with(&parse_location(location)?, settings)?;
     let place = writer.reader().place()?;
-    Ok(Publisher::new(writer, key(), place))
+    Ok(Publisher::new(writer, key(), place, no_memory(&key())))
 }
 
 /// One round by a fresh publisher, as `--once` does it.
@@ -325,8 +325,11 @@ struct Meanwhile<'a, F: FnOnce()> {
 }
 
 impl<F: FnOnce()> Source for Meanwhile<'_, F> {
-    fn logs(&mut self) -> Result<Vec<LogHead>, SourceError> {
-        self.database.logs()
+    fn identity(&mut self) -> Result<Identity, SourceError> {
+        self.database.identity()
+    }
+    fn logs(&mut self, place: Option<&str>) -> Result<Vec<LogHead>, SourceError> {
+        self.database.logs(place)
     }
     fn anchors(&mut self, origin: &str, from: i64, limit: i64) -> Result<Vec<Anchor>, SourceError> {
         self.database.anchors(origin, from, limit)

@@ -338,7 +338,7 @@ fn a_crash_at_any_point_loses_nothing() {
         let (files_left, done) = fast_files(Some(k));
         let crashed = match Writer::open(&root, files_left) {
             Ok(store) => {
-                let publisher = Publisher::new(store, key(), "file:///worm".to_owned());
+                let publisher = Publisher::new(store, key(), "file:///worm".to_owned(), no_memory(&key()));
                 let mut publisher = publisher.with_stamper(stamper(&[&server], Mode::Required, HOUR));
                 !round(&mut publisher, &mut database, true).failures.is_empty()
             }

@@ -242,7 +242,9 @@ fn rewrite(root: &Path, database: &FakeDatabase, tenant: &str, key: LogKey) {
     log.reanchor();
     let other = tempfile::tempdir().unwrap();
     let store = Writer::open(other.path(), fast_files(None).0).unwrap();
-    let mut publisher = agd_cli::publish::Publisher::new(store, key, String::new());
+    let memory = no_memory(&key);
+    let publisher = agd_cli::publish::Publisher::new(store, key, String::new(), memory);
+    let mut publisher = publisher.beginning_a_new_store(true);
     let _ = publisher.round(&mut forged, &mut |_| {});
     for (name, bytes) in files(other.path()) {
         if name.starts_with(&format!("{origin}/")) {
@@ -317,6 +319,7 @@ fn a_checkpoint_the_platform_log_should_have_is_missed() {
     let root = platform.root_at(size);
     platform.anchors.insert(size, root);
     platform.reanchor();
+    other.logs.values_mut().for_each(|log| log.published.clear());
     let fresh = tempfile::tempdir().unwrap();
     assert_eq!(publish(fresh.path(), &mut other).exit_code(), 0);
     names(fresh.path(), &checkpoint_path(&tenant_origin("acme"), 300));

@@ -178,7 +178,8 @@ fn a_crash_never_makes_a_second_cosignature() {
         let (files_left, done) = fast_files(Some(k));
         let crashed = match Writer::open(&root, files_left) {
             Ok(store) => {
-                let mut publisher = Publisher::new(store, key(), String::new()).with_witness(witness(2, TIME));
+                let mut publisher =
+                    Publisher::new(store, key(), String::new(), no_memory(&key())).with_witness(witness(2, TIME));
                 !publisher.round(&mut database, &mut |_| {}).failures.is_empty()
             }
             Err(_) => true,

@@ -14,8 +14,8 @@ use std::time::Instant;
 const STORE: &str = "store";
 const POLICY: &str = "policy.txt";
 
-/// Step 6: publish, and prove it all with no server running. Returns the verdict.
-pub fn publish(scene: &Scene<'_>, leaves: i64, anchors: i64) -> Result<String> {
+/// Step 6: publish, and prove it all with no server running. Returns the verdict, and the leaves of all logs.
+pub fn publish(scene: &Scene<'_>) -> Result<(String, i64)> {
     let terminal = scene.terminal;
     terminal.say(
         "The key lives outside the database and never enters it. The policy says whom to trust: it is all that an \
@@ -33,6 +33,16 @@ pub fn publish(scene: &Scene<'_>, leaves: i64, anchors: i64) -> Result<String> {
          production it lies on storage that nobody can overwrite (WORM). Each object is written once; only the newest \
          checkpoint of each log is replaced.",
     );
+    terminal.say("The database believes what is reported of publications when the registered key has signed it.");
+    let register = format!("SELECT agd.register_log_key('{}');", vkey.trim());
+    let mut session = scene.session("postgres")?;
+    session.run(&register)?;
+    // That was an event, too.
+    session.quiet("SELECT count(*) FROM agd.anchor()")?;
+    let anchors: i64 = session.value("SELECT count(*) FROM agd.anchors")?;
+    let leaves: i64 = session
+        .value("SELECT sum(l.size)::bigint FROM (SELECT max(tree_size) AS size FROM agd.anchors GROUP BY origin) l")?;
+    drop(session);
     scene.session("postgres")?.run("CREATE ROLE carrier LOGIN IN ROLE agd_publisher;")?;
     let database = format!("host={} user=carrier dbname={DATABASE}", scene.cluster.socket_dir().display());
     let start = Instant::now();
@@ -70,7 +80,7 @@ pub fn publish(scene: &Scene<'_>, leaves: i64, anchors: i64) -> Result<String> {
         "Every entry hashes to its leaf, every leaf to the root of every later checkpoint, every checkpoint is signed, \
          and each tenant's checkpoint stands in the platform's log. The server runs again.",
     );
-    Ok(verdict)
+    Ok((verdict, leaves))
 }
 
 /// `agd verify` on the store: the whole report, and its last line.

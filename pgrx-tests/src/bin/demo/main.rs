@@ -161,8 +161,8 @@ fn story<'t>(
     steps.run("Two tenants, six guarded tables", || schema::guard_tables(scene, options.scale))?;
     steps.run("A fleet for each tenant", || fleet::fleets(scene))?;
     let account = steps.run("A real load", || load::run(scene, options.seconds))?;
-    let (leaves, anchors) = steps.run("Records and anchors", || load::anchors(scene, &account))?;
-    let verdict = steps.run("Evidence that leaves the database", || evidence::publish(scene, leaves, anchors))?;
+    steps.run("Records and anchors", || load::anchors(scene, &account))?;
+    let (verdict, leaves) = steps.run("Evidence that leaves the database", || evidence::publish(scene))?;
     steps.run("Verification inside the database", || attack::all_holds(scene, leaves))?;
     let victim = steps.run("A superuser's attack, and what it cannot hide", || attack::attack(scene))?;
     steps.run("The published evidence is untouched", || evidence::still_there(scene, &verdict, &victim))?;
