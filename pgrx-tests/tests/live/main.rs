@@ -19,6 +19,7 @@ mod attack_identity;
 mod attack_install;
 mod attack_roles;
 mod attack_triggers;
+mod attack_worker;
 mod bulk;
 mod ceiling;
 mod clock;
