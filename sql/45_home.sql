@@ -9,8 +9,9 @@ CREATE TABLE agd.home (
   database          oid,                         -- which of its databases
   timeline          int,                         -- which timeline the server wrote last
   xact_id_base      bigint NOT NULL DEFAULT 0 CHECK (xact_id_base >= 0),  -- recorded number = transaction id + this
-  diverged          text COLLATE "C"             -- a checkpoint that was published and that this record does not have: it
+  diverged          text COLLATE "C",            -- a checkpoint that was published and that this record does not have: it
                                                  -- is closed until agd.new_incarnation(); NULL: none
+  diverged_at       timestamptz                  -- since when
 );
 COMMENT ON TABLE agd.home IS 'the server and the database that may add to this record; never dumped, never loaded';
 

@@ -88,8 +88,9 @@ COMMENT ON VIEW agd.anchors IS
   'every anchor: a log''s root at a size, where it was published, and the RFC 3161 time of the first timestamp that covers it (platform log); closed are the logs of earlier incarnations; final_by is the event LOG.CLOSE that ends the log, whose tenant''s last fleet has ended';
 
 CREATE FUNCTION agd.worker_status()
-  RETURNS TABLE (recorded bigint, voided bigint, integrated bigint, waiting bigint, worker_pid int, failures bigint, last_failure text,
-                 denied bigint, denied_lost bigint)
+  RETURNS TABLE (recorded bigint, voided bigint, integrated bigint, waiting bigint, waiting_since timestamptz, worker_pid int,
+                 stopped_since timestamptz, failures bigint, last_failure text, denied bigint, denied_lost bigint, closed text,
+                 launcher boolean)
   LANGUAGE c VOLATILE
   AS 'MODULE_PATHNAME', 'worker_status_wrapper';
 COMMENT ON FUNCTION agd.worker_status() IS 'counters of this database since the server started; agd.stat shows them';
@@ -106,8 +107,9 @@ CREATE VIEW agd.stat AS
                    USING (log_id)
            WHERE c.tree_size > COALESCE((SELECT pg_catalog.max(p.tree_size) FROM agd.publication p WHERE p.log_id = l.log_id), 0)
          ) AS anchors_unpublished,            -- the platform log's, which cover the tenants'
-         (SELECT pg_catalog.clock_timestamp() - pg_catalog.min(l.open_since) FROM agd.log l) AS oldest_unanchored_age,
-         CASE WHEN s.worker_pid IS NULL THEN 'stopped' ELSE 'running' END AS worker,
+         (SELECT pg_catalog.clock_timestamp() - LEAST(pg_catalog.min(l.open_since), s.waiting_since) FROM agd.log l)
+           AS oldest_unanchored_age,
+         CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'standby' WHEN s.worker_pid IS NULL THEN 'stopped' ELSE 'running' END AS worker,
          s.worker_pid,
          s.failures AS worker_failures,
          s.last_failure AS worker_last_failure,
@@ -115,6 +117,33 @@ CREATE VIEW agd.stat AS
          s.denied_lost AS denied_overflow     -- refused attempts that found the ring full: counted, nothing more
     FROM agd.worker_status() s;
 COMMENT ON VIEW agd.stat IS 'how agd is doing in this database; counters run since the server started';
+
+-- Empty: all is well.
+CREATE VIEW agd.health AS
+  SELECT 'record closed' AS problem, s.closed AS detail, h.diverged_at AS since
+    FROM agd.worker_status() s CROSS JOIN agd.home h
+   WHERE s.closed IS NOT NULL AND h.diverged IS NOT NULL
+  UNION ALL
+  SELECT 'record not resumed', s.closed, NULL
+    FROM agd.worker_status() s CROSS JOIN agd.home h
+   WHERE s.closed IS NOT NULL AND h.diverged IS NULL
+  UNION ALL
+  SELECT 'no launcher runs', 'the server starts it again within seconds; its log tells why it ended', NULL
+    FROM agd.worker_status() s
+   WHERE NOT s.launcher AND NOT pg_catalog.pg_is_in_recovery()
+  UNION ALL
+  SELECT 'no worker runs', COALESCE(s.last_failure, 'the server''s log tells why'), s.stopped_since
+    FROM agd.worker_status() s
+   WHERE s.stopped_since < pg_catalog.clock_timestamp() - INTERVAL '5 s' AND NOT pg_catalog.pg_is_in_recovery()
+  UNION ALL
+  SELECT 'events wait for an anchor', t.events_waiting || ' events are not integrated', pg_catalog.clock_timestamp() - t.oldest_unanchored_age
+    FROM agd.stat t
+   WHERE t.oldest_unanchored_age > 2 * pg_catalog.current_setting('agd.anchor_max_age')::pg_catalog.interval + INTERVAL '5 s'
+     AND NOT pg_catalog.pg_is_in_recovery();
+COMMENT ON VIEW agd.health IS 'what is wrong with agd in this database, why, and since when (NULL: not known); empty: all is well';
+COMMENT ON COLUMN agd.health.problem IS 'record closed, record not resumed, no launcher runs, no worker runs, or events wait for an anchor';
+COMMENT ON COLUMN agd.health.detail IS 'why, as far as it is known';
+COMMENT ON COLUMN agd.health.since IS 'since when it is like this; NULL: not known';
 
 CREATE VIEW agd.verify_progress AS
   SELECT v.pid,

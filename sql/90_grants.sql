@@ -66,7 +66,10 @@ GRANT EXECUTE ON FUNCTION
 GRANT SELECT ON agd.tenant, agd.role_map, agd.tenant_key, agd.log_key, agd.guarded_table, agd.every_guard TO agd_platform, agd_auditor;
 GRANT EXECUTE ON FUNCTION agd.coverage(), agd.wall_gaps(regclass), agd.guard_state(), agd.anchor(), agd.worker_status(),
   agd.verify(text, boolean), agd.verifications() TO agd_platform, agd_auditor;
-GRANT SELECT ON agd.stat, agd.verify_progress TO agd_platform, agd_auditor;
+GRANT SELECT ON agd.stat, agd.health, agd.verify_progress TO agd_platform, agd_auditor;
+-- Whoever watches servers sees how agd is doing: counts and reasons, nothing of any row.
+GRANT SELECT ON agd.stat, agd.health TO pg_monitor;
+GRANT EXECUTE ON FUNCTION agd.worker_status() TO pg_monitor;
 -- verify_table() names rows by their key and columns by their name; values it shows to superusers only.
 GRANT EXECUTE ON FUNCTION agd.verify_table(regclass) TO agd_platform, agd_auditor;
 
@@ -127,7 +130,7 @@ BEGIN
    WHERE a.grantee <> o.owner AND a.grantee <> 0
      AND (a.is_grantable
           OR a.grantee NOT IN (SELECT r.oid FROM pg_catalog.pg_roles r
-                                WHERE r.rolname IN ('agd_platform', 'agd_auditor', 'agd_publisher', 'agd_tenant')));
+                                WHERE r.rolname IN ('agd_platform', 'agd_auditor', 'agd_publisher', 'agd_tenant', 'pg_monitor')));
   IF stray IS NOT NULL THEN
     RAISE EXCEPTION 'agd would be installed with privileges that are not its own: %', stray
       USING ERRCODE = '55000', HINT = 'ALTER DEFAULT PRIVILEGES grants them: \ddp shows it.';

@@ -13,10 +13,9 @@
 
 use crate::catalog::{Columns, Relation, catalog, has_rows, named, scan, scan_directed, scan_key};
 use crate::error::{Error, Result};
-use crate::event;
 use crate::log::storage;
-use crate::settings;
 use crate::shmem::{self, Database};
+use crate::{event, home, settings};
 use pgrx::pg_sys;
 use pgrx::pg_sys::ScanDirection::BackwardScanDirection;
 use std::cell::Cell;
@@ -47,7 +46,14 @@ pub fn transaction_ended() {
 }
 
 fn pass(max_events: i64, max_anchors: i64) -> Result<()> {
-    let database = shmem::this_database()?;
+    let database = match shmem::this_database_if_any() {
+        Some(database) => database,
+        None => {
+            // Nothing is counted for a record that is not at home here.
+            home::check()?;
+            shmem::this_database()?
+        }
+    };
     if database.is_worker() {
         return Ok(());
     }

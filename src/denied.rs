@@ -23,8 +23,8 @@
 
 use crate::error::{Error, Result};
 use crate::event::{self, Record};
-use crate::shmem::{self, DATABASES, Database};
-use crate::{backend, identity, tenant, transaction};
+use crate::shmem::{self, Database};
+use crate::{backend, catalog, home, identity, settings, tenant, transaction};
 use pgrx::pg_sys;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering};
@@ -72,38 +72,53 @@ struct Ring {
     states: [AtomicU8; SLOTS],
 }
 
-/// All rings, then all slots. Only the rings and quotas are initialised, so slots that are never used cost no memory.
+/// How many attempts each role made in its minute: see [`within_quota`].
 #[repr(C)]
-struct Shared {
-    rings: [Ring; DATABASES],
-    /// In which minute, and how many in it: see [`within_quota`].
-    quotas: [AtomicU64; QUOTAS],
+struct Quotas {
+    /// In which minute, and how many in it.
+    taken: [AtomicU64; QUOTAS],
     /// Nobody can choose roles that share a quota with a certain other one.
     seed: AtomicU64,
-    slots: [[[u8; SLOT_SIZE]; SLOTS]; DATABASES],
 }
 
-static SHARED: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
+/// The contents of one ring's slots.
+type Slots = [[u8; SLOT_SIZE]; SLOTS];
+
+static SHARED_QUOTAS: AtomicPtr<Quotas> = AtomicPtr::new(std::ptr::null_mut());
+
+/// All rings, then all slots, one for each database that can use agd. Only the rings are initialised, so slots that are
+/// never used cost no memory.
+static SHARED: AtomicPtr<Ring> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Bytes of shared memory to be reserved.
-pub const SHARED_SIZE: usize = size_of::<Shared>();
+pub fn shared_size() -> usize {
+    rings_size() + size_of::<Quotas>()
+}
+
+fn rings_size() -> usize {
+    settings::max_databases() * (size_of::<Ring>() + size_of::<Slots>())
+}
 
 /// Finds or makes the rings. Called from the start-up hook of shared memory, in the postmaster.
 pub fn attach() {
-    // SAFETY: ShmemInitStruct returns SHARED_SIZE bytes, maximally aligned; all-zero bytes are valid rings. No backend
-    // exists yet.
+    // SAFETY: ShmemInitStruct returns as many bytes as it is asked for, maximally aligned; all-zero bytes are valid rings
+    // and quotas. No backend exists yet.
     unsafe {
         let mut found = false;
-        let shared = pg_sys::ShmemInitStruct(c"agd denied".as_ptr(), SHARED_SIZE, &mut found).cast::<Shared>();
+        let shared = pg_sys::ShmemInitStruct(c"agd denied".as_ptr(), rings_size(), &mut found).cast::<Ring>();
         if !found {
-            std::ptr::write_bytes(&raw mut (*shared).rings, 0, 1);
-            std::ptr::write_bytes(&raw mut (*shared).quotas, 0, 1);
+            std::ptr::write_bytes(shared, 0, settings::max_databases());
+        }
+        SHARED.store(shared, Ordering::Release);
+        let quotas = pg_sys::ShmemInitStruct(c"agd quotas".as_ptr(), size_of::<Quotas>(), &mut found).cast::<Quotas>();
+        if !found {
+            std::ptr::write_bytes(quotas, 0, 1);
             let mut seed = [0u8; 8];
             // Without randomness the seed is known; nothing else depends on it.
             let _ = pg_sys::pg_strong_random(seed.as_mut_ptr().cast(), seed.len());
-            (*shared).seed = AtomicU64::new(u64::from_ne_bytes(seed));
+            (*quotas).seed = AtomicU64::new(u64::from_ne_bytes(seed));
         }
-        SHARED.store(shared, Ordering::Release);
+        SHARED_QUOTAS.store(quotas, Ordering::Release);
     }
 }
 
@@ -111,7 +126,7 @@ pub fn attach() {
 #[derive(Clone, Copy)]
 struct Handle {
     ring: &'static Ring,
-    slots: *mut [[u8; SLOT_SIZE]; SLOTS],
+    slots: *mut Slots,
 }
 
 fn ring_of(database: &Database) -> Option<Handle> {
@@ -120,9 +135,12 @@ fn ring_of(database: &Database) -> Option<Handle> {
     if shared.is_null() {
         return None;
     }
-    // SAFETY: published by attach(), mapped for the life of the process; `number` is below DATABASES. Slots are only
+    // SAFETY: published by attach(), mapped for the life of the process; `number` is below agd.max_databases. Slots are only
     // reached by address: who owns one follows from its state.
-    unsafe { Some(Handle { ring: &(*shared).rings[number], slots: &raw mut (*shared).slots[number] }) }
+    unsafe {
+        let slots = shared.add(settings::max_databases()).cast::<Slots>();
+        Some(Handle { ring: &*shared.add(number), slots: slots.add(number) })
+    }
 }
 
 // ------------------------------------------------------------------------------------------------------- the refusal
@@ -141,6 +159,8 @@ pub struct Attempt {
     /// Who is bound to nobody tried it, and that tenant is told of it, not the platform: the tenant follows from what was
     /// found, not from what was said.
     pub concerned_is_told: bool,
+    /// The database that it was about; None: the one where it was attempted.
+    pub database: Option<pg_sys::Oid>,
 }
 
 thread_local! {
@@ -159,6 +179,7 @@ pub fn attempted(attempt: Attempt) {
                 guard_id: inner.guard_id.or(attempt.guard_id),
                 tenant: inner.tenant.or(attempt.tenant),
                 concerned_is_told: inner.concerned_is_told || attempt.concerned_is_told,
+                database: inner.database.or(attempt.database),
             },
         });
     });
@@ -195,17 +216,19 @@ pub fn record(error: &Error) {
         return;
     }
     let attempt = attempt.unwrap_or_default();
-    // SAFETY: reads the transaction's state and a process global.
-    let oid = unsafe {
-        if !pg_sys::IsTransactionState() || pg_sys::RecoveryInProgress() {
-            return;
-        }
-        pg_sys::MyDatabaseId
+    // SAFETY: reads the state of this process.
+    if unsafe { !pg_sys::IsTransactionState() || pg_sys::RecoveryInProgress() } {
+        return;
+    }
+    let database = match attempt.database {
+        Some(oid) => shmem::existing(oid),
+        None => this_database(),
     };
-    let Ok(database) = shmem::database(oid) else { return };
+    let Some(database) = database else { return };
     // In maintenance it is not the session that tries.
     let who = if identity::is_restricted() { identity::current_user() } else { backend::session_user() };
-    if !within_quota(oid, who) {
+    // SAFETY: a process global.
+    if !within_quota(unsafe { pg_sys::MyDatabaseId }, who) {
         if let Some(Handle { ring, .. }) = ring_of(database) {
             ring.lost.fetch_add(1, Ordering::AcqRel);
         }
@@ -241,12 +264,12 @@ pub fn record(error: &Error) {
 
 /// Does a role have one of its minute's attempts left? Takes it.
 fn within_quota(database: pg_sys::Oid, role: pg_sys::Oid) -> bool {
-    let shared = SHARED.load(Ordering::Acquire);
-    if shared.is_null() {
+    let quotas = SHARED_QUOTAS.load(Ordering::Acquire);
+    if quotas.is_null() {
         return true;
     }
     // SAFETY: published by attach(), mapped for the life of the process, atomics.
-    let (quotas, seed) = unsafe { (&(*shared).quotas, (*shared).seed.load(Ordering::Relaxed)) };
+    let (quotas, seed) = unsafe { (&(*quotas).taken, (*quotas).seed.load(Ordering::Relaxed)) };
     // The finish of SplitMix64: numbers of roles follow each other, places must not.
     let mut place = seed ^ (u64::from(database.to_u32()) << 32 | u64::from(role.to_u32()));
     for (shift, factor) in [(30, 0xbf58_476d_1ce4_e5b9), (27, 0x94d0_49bb_1331_11eb), (31, 1)] {
@@ -259,6 +282,19 @@ fn within_quota(database: pg_sys::Oid, role: pg_sys::Oid) -> bool {
         (taken < QUOTA).then_some(u64::from(minute) << 32 | u64::from(taken + 1))
     };
     quotas[place as usize % QUOTAS].fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
+}
+
+/// Where the attempts of this database go; None: it has no record, so there is nothing to tell them to.
+fn this_database() -> Option<&'static Database> {
+    if let Some(database) = shmem::this_database_if_any() {
+        return Some(database);
+    }
+    if !catalog::is_installed() {
+        return None;
+    }
+    // SAFETY: a process global.
+    let oid = unsafe { pg_sys::MyDatabaseId };
+    if home::is_elsewhere().unwrap_or(true) { shmem::spare(oid) } else { shmem::database(oid).ok() }
 }
 
 /// How long each text of a slot may be, in the order in which they stand. The names always fit in full; the message is cut

@@ -18,6 +18,8 @@ pub enum Error {
     TenantRefused { message: String, hint: String, recorded: String },
     /// 55000: the library is not preloaded, or an object is not in the state this needs.
     WrongState { message: String, hint: String },
+    /// 55006: others use the database.
+    InUse { message: String, hint: String },
     /// 22023: an argument that cannot be used.
     BadArgument { message: String, hint: String },
     /// 02000: what was asked for is not there, or not yet, or not for the caller to see.
@@ -66,6 +68,7 @@ impl Error {
             Error::NotAllowed { message, hint } => plain(b"42501", message, hint),
             Error::TenantRefused { message, hint, .. } => plain(b"42501", message, hint),
             Error::WrongState { message, hint } => plain(b"55000", message, hint),
+            Error::InUse { message, hint } => plain(b"55006", message, hint),
             Error::BadArgument { message, hint } => plain(b"22023", message, hint),
             Error::NotFound { message, hint } => plain(b"02000", message, hint),
             Error::Unsupported { message, hint } => plain(b"0A000", message, hint),

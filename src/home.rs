@@ -180,16 +180,15 @@ pub fn closed(diverged: &str) -> Error {
 /// The first event of a database makes its home; until that is committed, a rollback to a savepoint may undo it, and the
 /// number does not stand for good (false).
 pub fn recorded_id(full_xact_id: u64) -> Result<(u64, bool)> {
-    let database = shmem::this_database()?;
-    match database.xact_id_base() {
+    match shmem::this_database_if_any().and_then(Database::xact_id_base) {
         Some(base) => Ok((base + full_xact_id, true)),
-        None => Ok((settled_base(database)? + full_xact_id, false)),
+        None => Ok((settled_base()? + full_xact_id, false)),
     }
 }
 
 /// Once per database and start of the server, and for every attempt while the record is not open here.
 #[cold]
-fn settled_base(database: &Database) -> Result<u64> {
+fn settled_base() -> Result<u64> {
     // What this transaction wrote itself, it wrote under a lock that it still holds; that may be asked for each event.
     let home = read()?;
     if home.uncommitted && home.system_identifier.is_some() {
@@ -208,7 +207,7 @@ fn settled_base(database: &Database) -> Result<u64> {
     }
     // What this transaction wrote may be rolled back: nobody else may see it.
     if !home.uncommitted && home.diverged.is_none() {
-        database.keep_xact_id_base(home.base);
+        shmem::this_database()?.keep_xact_id_base(home.base);
     }
     unlock(pg_sys::RowExclusiveLock)?;
     Ok(home.base)
@@ -216,9 +215,8 @@ fn settled_base(database: &Database) -> Result<u64> {
 
 /// A transaction that has recorded something is about to commit. AG003 when the record was closed since.
 pub fn check_at_commit() -> Result<()> {
-    let database = shmem::this_database()?;
-    if database.xact_id_base().is_none() {
-        settled_base(database)?;
+    if shmem::this_database_if_any().and_then(Database::xact_id_base).is_none() {
+        settled_base()?;
     }
     Ok(())
 }
@@ -409,6 +407,37 @@ pub fn check() -> Result<()> {
     home.diverged.as_deref().map_or(Ok(()), |diverged| Err(closed(diverged)))
 }
 
+/// How many tables are guarded here, and in a few words what the record holds. A copy whose record was not resumed guards
+/// nothing of its own.
+pub fn summary() -> Result<(u64, String)> {
+    let found = query::kept(
+        "SELECT CASE WHEN h.system_identifier = $1 AND h.database = $2
+                     THEN (SELECT pg_catalog.count(*) FROM agd.guarded_table) ELSE 0 END,
+                l.origin, c.tree_size, pg_catalog.encode(c.root_hash, 'base64')
+           FROM agd.home h
+                LEFT JOIN LATERAL (SELECT n.log_id, n.origin FROM agd.log n
+                                    WHERE n.tenant IS NULL ORDER BY n.incarnation DESC LIMIT 1) l ON true
+                LEFT JOIN LATERAL (SELECT k.tree_size, k.root_hash FROM agd.checkpoint k
+                                    WHERE k.log_id = l.log_id ORDER BY k.tree_size DESC LIMIT 1) c ON true",
+        &[system_identifier().into(), this_database().into()],
+        |mut rows| {
+            let columns = |row: pgrx::spi::SpiHeapTupleData<'_>| {
+                Ok((row.get::<i64>(1)?, row.get::<String>(2)?, row.get::<i64>(3)?, row.get::<String>(4)?))
+            };
+            rows.next().map(columns).transpose()
+        },
+    )?;
+    let Some((guards, origin, size, root)) = found else { return Ok((0, String::new())) };
+    let text = match (origin, size, root) {
+        (None, ..) => "nothing was recorded".into(),
+        (Some(origin), Some(size), Some(root)) => {
+            format!("origin {origin}, newest checkpoint of the platform log at size {size} with root {root}")
+        }
+        (Some(origin), ..) => format!("origin {origin}, not anchored yet"),
+    };
+    Ok((guards.unwrap_or_default().cast_unsigned(), text))
+}
+
 // ------------------------------------------------------------------------------------------------ closing and opening
 
 /// The record, and nobody else changes what agd.home says of it until this transaction ends.
@@ -444,14 +473,23 @@ impl Held {
     pub fn close(&self, published: &Checkpoint) -> Result<()> {
         // Who does not find it there asks agd.home, and waits for this transaction.
         shmem::this_database()?.forget_xact_id_base();
-        storage::writing(|| Spi::run_with_args("UPDATE agd.home SET diverged = $1", &[published.to_string().into()]))?;
+        storage::writing(|| {
+            Spi::run_with_args(
+                "UPDATE agd.home SET diverged = $1, diverged_at = pg_catalog.clock_timestamp()",
+                &[published.to_string().into()],
+            )
+        })?;
+        log!("agd: {}", closed(&published.to_string()).for_the_record().1);
         Ok(())
     }
 
     /// Opens it again, under another name.
     pub fn open(&self, log_name: &str) -> Result<()> {
         storage::writing(|| {
-            Spi::run_with_args("UPDATE agd.home SET log_name = $1, diverged = NULL", &[log_name.into()])
+            Spi::run_with_args(
+                "UPDATE agd.home SET log_name = $1, diverged = NULL, diverged_at = NULL",
+                &[log_name.into()],
+            )
         })?;
         Ok(())
     }

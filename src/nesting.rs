@@ -15,6 +15,7 @@
 #![allow(unsafe_code)] // hooks are raw C function pointers
 
 use crate::error;
+use crate::worker::databases;
 use crate::{event, identity, transaction};
 use pgrx::pg_sys;
 use std::ffi::c_char;
@@ -168,11 +169,10 @@ unsafe extern "C-unwind" fn process_utility(
             });
         }
         let adds_a_partition = crate::guard::partition::adds_a_partition(node);
-        if crate::worker::concerns_a_database(node) {
-            error::entry(|| {
-                crate::worker::before_utility(node);
-                Ok(())
-            });
+        let concerns_a_database = databases::concerned_by(node);
+        if concerns_a_database {
+            let top_level = context == pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL;
+            error::entry(|| databases::before_utility(node, top_level));
         }
         error::entry(|| {
             identity::utility_begins(node, outer + 1);
@@ -195,6 +195,9 @@ unsafe extern "C-unwind" fn process_utility(
                 completion,
             ),
         }
+        if concerns_a_database {
+            error::entry(databases::after_utility);
+        }
         if adds_a_partition {
             error::entry(crate::guard::partition::after_partition_added);
         }
@@ -206,7 +209,9 @@ unsafe extern "C-unwind" fn process_utility(
         // The prepared transaction's events became visible just now, and no callback of this backend told so.
         if commits_prepared {
             error::entry(|| {
-                crate::shmem::this_database()?.add_waiting(1);
+                if let Some(database) = crate::shmem::this_database_if_any() {
+                    database.add_waiting(1);
+                }
                 Ok(())
             });
         }

@@ -13,6 +13,7 @@ static MAX_UNPUBLISHED_ANCHORS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static CEILING_WAIT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static TOKEN_MAX_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(LONGEST_TOKEN);
 static MAX_LIVE_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(524_288);
+static MAX_DATABASES: GucSetting<i32> = GucSetting::<i32>::new(128);
 static LOG_NAME: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 
 /// What no setting exceeds, in seconds.
@@ -81,6 +82,16 @@ pub fn init() {
         GucContext::Postmaster,
         GucFlags::default(),
     );
+    GucRegistry::define_int_guc(
+        c"agd.max_databases",
+        c"So many databases of this server can use agd; 132 kB of shared memory each, most of it untouched until needed.",
+        c"Half of them at most go to copies of databases whose record was not resumed.",
+        &MAX_DATABASES,
+        1,
+        8_192,
+        GucContext::Postmaster,
+        GucFlags::default(),
+    );
     GucRegistry::define_string_guc(
         c"agd.log_name",
         c"The platform log's origin; read once, by CREATE EXTENSION agd.",
@@ -121,6 +132,11 @@ pub fn token_max_lifetime() -> u64 {
 /// agd.max_live_tokens.
 pub fn max_live_tokens() -> usize {
     MAX_LIVE_TOKENS.get().unsigned_abs() as usize
+}
+
+/// agd.max_databases.
+pub fn max_databases() -> usize {
+    MAX_DATABASES.get().unsigned_abs() as usize
 }
 
 /// agd.log_name, None when it is not set.

@@ -9,17 +9,38 @@
 use crate::error::{Error, Result};
 use crate::log::verify::progress;
 use crate::tenant::{share, used};
-use crate::{backend, denied};
+use crate::{backend, denied, settings};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::Cell;
 use std::ffi::c_long;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How many databases of one server can use agd at once.
-pub const DATABASES: usize = 128;
+/// A short text in shared memory. Who reads while it is written gets a mix of two texts at worst.
+#[repr(C)]
+pub struct Text<const SIZE: usize> {
+    length: AtomicU32,
+    bytes: [AtomicU8; SIZE],
+}
 
-const MESSAGE_SIZE: usize = 256;
+impl<const SIZE: usize> Text<SIZE> {
+    /// Replaces it, cut to what there is room for. Neither allocates nor fails.
+    pub fn set(&self, text: &str) {
+        let bytes = &text.as_bytes()[..text.floor_char_boundary(SIZE)];
+        self.length.store(0, Ordering::Release);
+        for (slot, byte) in self.bytes.iter().zip(bytes) {
+            slot.store(*byte, Ordering::Relaxed);
+        }
+        self.length.store(bytes.len() as u32, Ordering::Release);
+    }
+
+    /// A copy of it.
+    pub fn get(&self) -> String {
+        let length = self.length.load(Ordering::Acquire) as usize;
+        let bytes: Vec<u8> = self.bytes.iter().take(length).map(|byte| byte.load(Ordering::Relaxed)).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
 
 /// What one database's backends and worker share.
 #[repr(C)]
@@ -32,8 +53,12 @@ pub struct Database {
     worker_latch: AtomicPtr<pg_sys::Latch>,
     /// Somebody needs a worker here: the launcher starts one.
     pub wanted: AtomicBool,
-    /// No worker is started before this time (microseconds since 2000-01-01): the database is being dropped or copied.
+    /// No worker is started before this time (microseconds since 2000-01-01): the last one has just ended.
     pub held_until: AtomicI64,
+    /// The process whose statement needs the database free of connections; 0: none. The worker leaves if it is true.
+    pub leave_for: AtomicI32,
+    /// How many tables are guarded, plus 1, when the worker last counted; 0: not since the server started.
+    guards: AtomicU64,
     /// Starts of the worker since its last good pass: each doubles the wait before the next.
     pub starts: AtomicU32,
     /// The clock's floor was restored from this database's tables since the server started.
@@ -56,25 +81,42 @@ pub struct Database {
     completed: AtomicU64,
     /// Passes that failed.
     failures: AtomicU64,
+    /// Workers that ended for another reason: a signal, a timeout, a connection that was refused.
+    ends: AtomicU64,
     /// Events recorded by committed transactions since the server started.
     pub recorded: AtomicU64,
     /// Records withdrawn because their write did not happen, since the server started.
     pub voided: AtomicU64,
     /// Events integrated since the server started.
     pub integrated: AtomicU64,
+    /// Since when events wait that were not integrated yet (microseconds since 2000-01-01); 0: none do.
+    waiting_since: AtomicI64,
+    /// Since when no worker has done a pass that it should have done; 0: all is well.
+    stopped_since: AtomicI64,
     /// Wakes callers of agd.anchor().
     answered: pg_sys::ConditionVariable,
-    message_length: AtomicU32,
-    message: [u8; MESSAGE_SIZE],
+    message: Text<256>,
+    /// Origin, size and newest anchor of the record, as the worker last saw it.
+    pub record: Text<512>,
 }
+
+/// So many databases that cannot be visited are told apart from the others.
+const UNVISITED: usize = 64;
 
 #[repr(C)]
 struct Shared {
     clock: AtomicI64,
     launcher_latch: AtomicPtr<pg_sys::Latch>,
-    databases: [Database; DATABASES],
+    /// The database whose first visit has just shown whether it has the extension; 0: none.
+    visited: AtomicU32,
+    /// Every database that was there when the launcher started was visited, but for those in `unvisited`.
+    all_visited: AtomicBool,
+    /// Databases that could not be visited yet; 0: none.
+    unvisited: [AtomicU32; UNVISITED],
 }
 
+/// As many as agd.max_databases says.
+static DATABASES: AtomicPtr<Database> = AtomicPtr::new(std::ptr::null_mut());
 static SHARED: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
 static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
 static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
@@ -98,7 +140,8 @@ unsafe extern "C-unwind" fn request() {
             pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| previous());
         }
         pg_sys::RequestAddinShmemSpace(size_of::<Shared>());
-        pg_sys::RequestAddinShmemSpace(denied::SHARED_SIZE);
+        pg_sys::RequestAddinShmemSpace(size_of::<Database>() * settings::max_databases());
+        pg_sys::RequestAddinShmemSpace(denied::shared_size());
         pg_sys::RequestAddinShmemSpace(progress::SHARED_SIZE);
         pg_sys::RequestAddinShmemSpace(share::shared_size());
         pg_sys::RequestAddinShmemSpace(used::shared_size());
@@ -108,9 +151,8 @@ unsafe extern "C-unwind" fn request() {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn startup() {
-    // SAFETY: ShmemInitStruct returns size_of::<Shared>() bytes, maximally aligned; all-zero bytes are a valid Shared
-    // (atomics and arrays of them) but for the condition variables, which are initialised here, once, before any
-    // backend exists.
+    // SAFETY: ShmemInitStruct returns as many bytes as it is asked for, maximally aligned; all-zero bytes are valid (atomics
+    // and arrays of them) but for the condition variables, which are initialised here, once, before any backend exists.
     unsafe {
         if let Some(previous) = PREVIOUS_STARTUP {
             pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| previous());
@@ -119,10 +161,17 @@ unsafe extern "C-unwind" fn startup() {
         let shared = pg_sys::ShmemInitStruct(c"agd".as_ptr(), size_of::<Shared>(), &mut found).cast::<Shared>();
         if !found {
             std::ptr::write_bytes(shared, 0, 1);
-            for index in 0..DATABASES {
-                pg_sys::ConditionVariableInit(&raw mut (*shared).databases[index].answered);
+        }
+        let number = settings::max_databases();
+        let databases = pg_sys::ShmemInitStruct(c"agd databases".as_ptr(), size_of::<Database>() * number, &mut found)
+            .cast::<Database>();
+        if !found {
+            std::ptr::write_bytes(databases, 0, number);
+            for index in 0..number {
+                pg_sys::ConditionVariableInit(&raw mut (*databases.add(index)).answered);
             }
         }
+        DATABASES.store(databases, Ordering::Release);
         SHARED.store(shared, Ordering::Release);
         denied::attach();
         progress::attach();
@@ -141,6 +190,17 @@ fn shared() -> Result<&'static Shared> {
     Ok(unsafe { &*shared })
 }
 
+/// Every slot; none when the library is not preloaded.
+fn slots() -> &'static [Database] {
+    let databases = DATABASES.load(Ordering::Acquire);
+    if databases.is_null() {
+        return &[];
+    }
+    // SAFETY: published by startup() with room for so many, which does not change while the server runs; mapped for the
+    // life of the process. All fields that change are atomics.
+    unsafe { std::slice::from_raw_parts(databases, settings::max_databases()) }
+}
+
 /// The one error for "the library is not in shared_preload_libraries".
 pub fn not_preloaded() -> Error {
     Error::WrongState {
@@ -151,8 +211,19 @@ pub fn not_preloaded() -> Error {
     }
 }
 
-/// The slot of the database this backend is connected to, claimed if it has none yet.
+/// The slot of the database this backend is connected to, claimed if it has none yet. For databases that have the
+/// extension and a record of their own: slots are few, and a database that needs none must not take one.
 pub fn this_database() -> Result<&'static Database> {
+    // SAFETY: MyDatabaseId is a plain global of this process.
+    let oid = unsafe { pg_sys::MyDatabaseId };
+    if let Some(mine) = this_database_if_any() {
+        return Ok(mine);
+    }
+    database(oid)
+}
+
+/// The slot of the database this backend is connected to, if it has one.
+pub fn this_database_if_any() -> Option<&'static Database> {
     thread_local! {
         static MINE: Cell<Option<&'static Database>> = const { Cell::new(None) };
     }
@@ -162,47 +233,60 @@ pub fn this_database() -> Result<&'static Database> {
     if let Some(mine) = MINE.get()
         && mine.oid.load(Ordering::Acquire) == oid.to_u32()
     {
-        return Ok(mine);
+        return Some(mine);
     }
-    let found = database(oid)?;
+    let found = existing(oid)?;
     MINE.set(Some(found));
-    Ok(found)
+    Some(found)
 }
 
 /// The slot of a database, claimed if it has none yet. 53400-like exhaustion is reported as a wrong state.
 pub fn database(oid: pg_sys::Oid) -> Result<&'static Database> {
-    let wanted = oid.to_u32();
-    let shared = shared()?;
-    if let Some(slot) = find(shared, wanted) {
-        return Ok(slot);
-    }
-    for slot in &shared.databases {
-        match slot.oid.compare_exchange(0, wanted, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => return Ok(slot),
-            Err(present) if present == wanted => return Ok(slot),
-            Err(_) => {}
-        }
-    }
-    Err(Error::WrongState {
-        message: format!("{DATABASES} databases of this server use agd already"),
-        hint: "Drop the extension where it is not needed, or move a database to another server.".into(),
+    shared()?;
+    claim(oid, slots()).ok_or_else(|| Error::WrongState {
+        message: format!("{} databases of this server use agd already (agd.max_databases)", settings::max_databases()),
+        hint:
+            "Raise agd.max_databases and restart the server; or drop the extension, or databases, that are not needed."
+                .into(),
     })
 }
 
-fn find(shared: &'static Shared, oid: u32) -> Option<&'static Database> {
-    shared.databases.iter().find(|slot| slot.oid.load(Ordering::Acquire) == oid)
+/// The same for a database whose record comes from elsewhere and was not resumed: whoever may copy databases can make many
+/// of them. They share one half of the slots; None: that half is taken.
+pub fn spare(oid: pg_sys::Oid) -> Option<&'static Database> {
+    let slots = slots();
+    claim(oid, &slots[..slots.len().div_ceil(2)])
+}
+
+fn claim(oid: pg_sys::Oid, among: &'static [Database]) -> Option<&'static Database> {
+    let wanted = oid.to_u32();
+    if wanted == 0 {
+        return None;
+    }
+    if let Some(slot) = existing(oid) {
+        return Some(slot);
+    }
+    // From the end: the first half is left to those who have nothing else.
+    for slot in among.iter().rev() {
+        match slot.oid.compare_exchange(0, wanted, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => return Some(slot),
+            Err(present) if present == wanted => return Some(slot),
+            Err(_) => {}
+        }
+    }
+    None
 }
 
 /// The slot of a database if it has one.
 pub fn existing(oid: pg_sys::Oid) -> Option<&'static Database> {
-    find(shared().ok()?, oid.to_u32())
+    let wanted = oid.to_u32();
+    slots().iter().find(|slot| wanted != 0 && slot.oid.load(Ordering::Acquire) == wanted)
 }
 
 /// Every claimed slot, with its database's oid.
 pub fn databases() -> impl Iterator<Item = (pg_sys::Oid, &'static Database)> {
-    shared()
-        .into_iter()
-        .flat_map(|shared| shared.databases.iter())
+    slots()
+        .iter()
         .map(|slot| (slot.oid.load(Ordering::Acquire), slot))
         .filter(|(oid, _)| *oid != 0)
         .map(|(oid, slot)| (pg_sys::Oid::from(oid), slot))
@@ -248,6 +332,42 @@ pub fn wake_launcher() {
     }
 }
 
+/// A first visit has shown whether this database has the extension.
+pub fn visited(oid: pg_sys::Oid) {
+    if let Ok(shared) = shared() {
+        shared.visited.store(oid.to_u32(), Ordering::Release);
+    }
+}
+
+/// Was it this database that was visited last?
+pub fn was_visited(oid: pg_sys::Oid) -> bool {
+    shared().is_ok_and(|shared| shared.visited.load(Ordering::Acquire) == oid.to_u32())
+}
+
+/// Is it known of this database, which has no slot, that it has not the extension? Of those that were there when the
+/// launcher started a visit shows it.
+pub fn was_looked_into(oid: pg_sys::Oid) -> bool {
+    shared().is_ok_and(|shared| {
+        shared.all_visited.load(Ordering::Acquire)
+            && shared.unvisited.iter().all(|unvisited| unvisited.load(Ordering::Acquire) != oid.to_u32())
+    })
+}
+
+/// The launcher has tried to visit every database, and could not visit these.
+pub fn set_unvisited(databases: &[pg_sys::Oid]) {
+    if let Ok(shared) = shared() {
+        for (index, slot) in shared.unvisited.iter().enumerate() {
+            slot.store(databases.get(index).map_or(0, |oid| oid.to_u32()), Ordering::Release);
+        }
+        shared.all_visited.store(databases.len() <= UNVISITED, Ordering::Release);
+    }
+}
+
+/// Does the launcher run?
+pub fn launcher_runs() -> bool {
+    shared().is_ok_and(|shared| !shared.launcher_latch.load(Ordering::Acquire).is_null())
+}
+
 fn wake(latch: &AtomicPtr<pg_sys::Latch>) {
     let latch = latch.load(Ordering::Acquire);
     if !latch.is_null() {
@@ -279,9 +399,30 @@ impl Database {
         self.clock_restored.store(false, Ordering::Release);
     }
 
-    /// Which of the [`DATABASES`] slots this is.
+    /// Which of the slots this is.
     pub fn number(&self) -> Option<usize> {
-        shared().ok()?.databases.iter().position(|slot| std::ptr::eq(slot, self))
+        slots().iter().position(|slot| std::ptr::eq(slot, self))
+    }
+
+    /// How many tables are guarded here; None: that is not known, or something was recorded since it was counted.
+    pub fn guards(&self) -> Option<u64> {
+        let waits = self.waiting.load(Ordering::Acquire) > 0;
+        self.guards_when_counted().filter(|_| !waits)
+    }
+
+    /// How many there were when the worker last counted.
+    pub fn guards_when_counted(&self) -> Option<u64> {
+        self.guards.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    /// What was counted may not be true any more.
+    pub fn forget_guards(&self) {
+        self.guards.store(0, Ordering::Release);
+    }
+
+    /// The worker has counted.
+    pub fn set_guards(&self, guards: u64) {
+        self.guards.store(guards.saturating_add(1), Ordering::Release);
     }
 
     /// The database is gone: its slot is free again.
@@ -290,9 +431,17 @@ impl Database {
         self.wanted.store(false, Ordering::Release);
         self.forget_record();
         self.held_until.store(0, Ordering::Release);
+        self.leave_for.store(0, Ordering::Release);
+        self.guards.store(0, Ordering::Release);
+        self.message.set("");
+        self.record.set("");
+        self.failures.store(0, Ordering::Release);
+        self.ends.store(0, Ordering::Release);
         self.starts.store(0, Ordering::Release);
         self.waiting.store(0, Ordering::Release);
         self.waiting_own.store(0, Ordering::Release);
+        self.waiting_since.store(0, Ordering::Release);
+        self.stopped_since.store(0, Ordering::Release);
         self.waiting_restored.store(0, Ordering::Release);
         self.unpublished.store(0, Ordering::Release);
         self.hurry.store(false, Ordering::Release);
@@ -314,6 +463,7 @@ impl Database {
     /// The worker leaves, if it is the one that is attached.
     pub fn detach_worker(&self, pid: i32) {
         if self.worker_pid.load(Ordering::Acquire) == pid {
+            self.stops();
             self.worker_latch.store(std::ptr::null_mut(), Ordering::Release);
             self.worker_pid.store(0, Ordering::Release);
             self.broadcast();
@@ -340,6 +490,9 @@ impl Database {
     /// event after a quiet time starts its age timer, and each full tile's worth is due at once.
     pub fn add_waiting(&self, events: i64) {
         let before = self.waiting.fetch_add(events, Ordering::AcqRel);
+        if before <= 0 {
+            let _ = self.waiting_since.compare_exchange(0, backend::now(), Ordering::AcqRel, Ordering::Acquire);
+        }
         let due = before <= 0 || before < 256 && before + events >= 256;
         if due || self.worker_pid.load(Ordering::Acquire) == 0 {
             self.wake_worker();
@@ -463,25 +616,58 @@ impl Database {
         self.broadcast();
     }
 
-    /// A pass failed: its callers get the message.
-    pub fn fail(&self, message: &str) {
-        let bytes = &message.as_bytes()[..message.floor_char_boundary(MESSAGE_SIZE)];
-        self.message_length.store(0, Ordering::Release);
-        // SAFETY: only the one attached worker writes the message. A reader that races with it sees a mix of two
-        // messages at worst; `message()` tolerates any bytes.
-        unsafe {
-            let target = (&raw const self.message).cast_mut().cast::<u8>();
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len());
+    /// No worker does what is to be done, from now on if not already.
+    fn stops(&self) {
+        let _ = self.stopped_since.compare_exchange(0, backend::now(), Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// A pass is done, or there is nothing to be done here.
+    pub fn works(&self) {
+        self.stopped_since.store(0, Ordering::Release);
+    }
+
+    /// Since when none works although it should.
+    pub fn stopped_since(&self) -> Option<i64> {
+        Some(self.stopped_since.load(Ordering::Acquire)).filter(|since| *since != 0)
+    }
+
+    /// Since when events wait to be integrated.
+    pub fn waiting_since(&self) -> Option<i64> {
+        Some(self.waiting_since.load(Ordering::Acquire)).filter(|since| *since != 0)
+    }
+
+    /// All events that waited when `began` was taken are integrated, and so many were committed since.
+    pub fn waits_no_longer(&self, began: i64, left: i64) {
+        let since = if left > 0 { began } else { 0 };
+        self.waiting_since.store(since, Ordering::Release);
+        // Committed between the two: it is counted, and its time is not known to the microsecond.
+        if since == 0 && self.waiting.load(Ordering::Acquire) > 0 {
+            let _ = self.waiting_since.compare_exchange(0, began, Ordering::AcqRel, Ordering::Acquire);
         }
-        self.message_length.store(bytes.len() as u32, Ordering::Release);
+    }
+
+    /// A pass failed, or no worker can be had: whoever waits for one gets the message.
+    pub fn fail(&self, message: &str) {
+        self.stops();
+        self.message.set(message);
         self.failures.fetch_add(1, Ordering::AcqRel);
         self.broadcast();
     }
 
-    /// Why the last failed pass failed.
+    /// The worker ended, and this is why.
+    pub fn ended(&self, why: &str) {
+        self.message.set(why);
+        self.ends.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often the worker ended for a reason that was no failure of a pass.
+    pub fn ends(&self) -> u64 {
+        self.ends.load(Ordering::Acquire)
+    }
+
+    /// Why the last failed pass failed, or the last worker ended.
     pub fn message(&self) -> String {
-        let length = (self.message_length.load(Ordering::Acquire) as usize).min(MESSAGE_SIZE);
-        String::from_utf8_lossy(&self.message[..length]).into_owned()
+        self.message.get()
     }
 
     /// Wakes whoever waits for an answer.

@@ -505,7 +505,7 @@ fn on_transaction_event(what: pg_sys::XactEvent::Type) -> Result<()> {
                 }
             } else if what == pg_sys::XactEvent::XACT_EVENT_COMMIT
                 && replication::may_have_committed_prepared()
-                && let Ok(database) = shmem::this_database()
+                && let Some(database) = shmem::this_database_if_any()
             {
                 database.add_waiting(1);
             }

@@ -1,9 +1,12 @@
 //! The launcher, and one worker per database that has the extension.
 //!
 //! Owns when the sequencer runs (at 256 waiting events, by age, or on request) and when fleets are swept. Promises that a
-//! worker that dies is started again, that one database has one worker at most, and that a quiet database is left asleep.
-//! Never does the sequencer's work itself, never touches the network.
+//! worker that dies is started again, that one database has one worker at most, that a quiet database is left asleep, and
+//! that a worker that cannot live leaves word why. Never does the sequencer's work itself, never touches the network.
 #![allow(unsafe_code)] // background workers are registered and run through raw structures
+
+pub mod databases;
+mod pinned;
 
 use crate::error::{Error, OrRaise, Result};
 use crate::fleet::sweep;
@@ -11,8 +14,10 @@ use crate::log::sequencer::{self, Tails};
 use crate::shmem::{self, Database};
 use crate::{backend, catalog, denied, fault, home, settings};
 use pgrx::prelude::*;
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_int, c_long};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Full tiles are due at once, but not more often than this: each pass commits.
@@ -23,6 +28,12 @@ const NOT_AT_HOME: Duration = Duration::from_secs(5);
 const MANY_EVENTS: i64 = 1 << 16;
 /// A worker that failed is started again after this; after twice as long when it fails again, and so on to 64 times.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
+/// Databases that could not be visited are tried again after this.
+const BETWEEN_VISITS: Duration = Duration::from_secs(2);
+/// A visit that takes longer than this is made again later.
+const LONGEST_VISIT: Duration = Duration::from_secs(5);
+/// What pg_database says instead of a limit of connections where a DROP DATABASE has begun.
+const INVALID: i32 = -2;
 
 fn write_name(target: &mut [c_char], name: &str) {
     let length = target.len() - 1;
@@ -147,34 +158,107 @@ pub extern "C-unwind" fn agd_launcher_main(_argument: pg_sys::Datum) {
         shmem::set_launcher_latch(pg_sys::MyLatch);
         pg_sys::before_shmem_exit(Some(launcher_exits), pg_sys::Datum::from(0));
     }
-    // Which databases have the extension shows only inside them: one short visit each.
-    for database in connectable_databases() {
-        if !start_worker(database) {
-            break;
-        }
-        sleep(Some(Duration::from_millis(20)));
-    }
+    let mut visits = Visits::begin();
     loop {
-        let mut again = None;
+        let mut again = visits.go_on();
         let mut present = None;
         for (oid, database) in shmem::databases() {
             if !database.wanted.load(Ordering::Acquire) || database.worker_pid.load(Ordering::Acquire) != 0 {
                 continue;
             }
-            if !present.get_or_insert_with(connectable_databases).contains(&oid) {
+            let find = |present: &[Present]| present.iter().find(|database| database.oid == oid).copied();
+            // It may have been made since the list was. What is gone is gone for good.
+            let found = find(present.get_or_insert_with(present_databases))
+                .or_else(|| find(present.insert(present_databases())));
+            let Some(found) = found else {
                 database.release();
                 continue;
-            }
-            again = Some(RESTART_DELAY);
-            if database.held_until.load(Ordering::Acquire) > backend::now() {
+            };
+            again = Some(again.map_or(RESTART_DELAY, |sooner| sooner.min(RESTART_DELAY)));
+            let held = database.held_until.load(Ordering::Acquire) > backend::now();
+            if held || !found.whole || databases::is_kept_free(oid) {
                 continue;
             }
             let starts = database.starts.fetch_add(1, Ordering::AcqRel).min(6);
             let delay = RESTART_DELAY.as_micros() as i64;
             database.held_until.store(backend::now() + (delay << starts), Ordering::Release);
-            start_worker(oid);
+            match start_worker(oid) {
+                // SAFETY: the handle is this process's own copy.
+                Some(handle) => unsafe { pg_sys::pfree(handle.cast()) },
+                None => database.fail(NO_PROCESS),
+            }
         }
         sleep(again);
+    }
+}
+
+/// Why no worker runs, when none can be started.
+const NO_PROCESS: &str = "no background worker process is free: raise max_worker_processes";
+
+/// Which databases have the extension shows only inside them: one short visit each when the launcher starts, one after the
+/// other. Those that cannot be visited now are tried again until they can, or are gone.
+struct Visits {
+    due: VecDeque<pg_sys::Oid>,
+    failed: Vec<pg_sys::Oid>,
+    under_way: Option<(pg_sys::Oid, *mut pg_sys::BackgroundWorkerHandle, Instant)>,
+}
+
+impl Visits {
+    fn begin() -> Visits {
+        Visits {
+            due: present_databases().iter().map(|database| database.oid).collect(),
+            failed: Vec::new(),
+            under_way: None,
+        }
+    }
+
+    /// When to go on; None: all are visited.
+    fn go_on(&mut self) -> Option<Duration> {
+        loop {
+            if let Some((oid, handle, since)) = self.under_way {
+                let seen = shmem::was_visited(oid)
+                    || shmem::existing(oid).is_some_and(|slot| slot.worker_pid.load(Ordering::Acquire) != 0);
+                // SAFETY: the handle is this process's own copy, freed once.
+                let over = unsafe {
+                    let mut pid = 0;
+                    let status = pg_sys::GetBackgroundWorkerPid(handle, &mut pid);
+                    let over =
+                        seen || status == pg_sys::BgwHandleStatus::BGWH_STOPPED || since.elapsed() > LONGEST_VISIT;
+                    if over {
+                        pg_sys::pfree(handle.cast());
+                    }
+                    over
+                };
+                if !over {
+                    return Some(Duration::from_millis(20));
+                }
+                self.under_way = None;
+                // It may have been seen between the two questions.
+                if !seen && !shmem::was_visited(oid) {
+                    self.failed.push(oid);
+                }
+            }
+            let Some(oid) = self.due.pop_front() else {
+                shmem::set_unvisited(&self.failed);
+                self.due.extend(self.failed.drain(..));
+                return if self.due.is_empty() { None } else { Some(BETWEEN_VISITS) };
+            };
+            if !present_databases().iter().any(|database| database.oid == oid && database.whole) {
+                continue;
+            }
+            if databases::is_kept_free(oid) {
+                self.failed.push(oid);
+                continue;
+            }
+            match start_worker(oid) {
+                Some(handle) => self.under_way = Some((oid, handle, Instant::now())),
+                None => {
+                    // Nor is there a process for the others.
+                    self.failed.push(oid);
+                    self.failed.extend(self.due.drain(..));
+                }
+            }
+        }
     }
 }
 
@@ -183,16 +267,23 @@ unsafe extern "C-unwind" fn launcher_exits(_code: c_int, _argument: pg_sys::Datu
     shmem::set_launcher_latch(std::ptr::null_mut());
 }
 
-fn connectable_databases() -> Vec<pg_sys::Oid> {
+/// A database that pg_database has.
+#[derive(Clone, Copy)]
+struct Present {
+    oid: pg_sys::Oid,
+    /// It is not being dropped, nor was it left in the middle of that.
+    whole: bool,
+}
+
+/// Every database, whether or not it accepts connections: agd's worker goes where autovacuum's do.
+fn present_databases() -> Vec<Present> {
     let body = || {
         let relation = catalog::Relation::open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock);
         let mut databases = Vec::new();
         catalog::scan(&relation, None, std::ptr::null_mut(), &mut [], |tuple| {
             // SAFETY: a tuple of pg_database begins with its fixed part.
             let database = unsafe { &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>() };
-            if database.datallowconn {
-                databases.push(database.oid);
-            }
+            databases.push(Present { oid: database.oid, whole: database.datconnlimit != INVALID });
             Ok(())
         })?;
         Ok(databases)
@@ -200,19 +291,22 @@ fn connectable_databases() -> Vec<pg_sys::Oid> {
     in_transaction(false, || with_snapshot(body), |_| {})
 }
 
-/// False: no worker process is to be had now.
-fn start_worker(database: pg_sys::Oid) -> bool {
+/// None: no worker process is to be had now.
+fn start_worker(database: pg_sys::Oid) -> Option<*mut pg_sys::BackgroundWorkerHandle> {
     let mut worker =
         background_worker(&format!("agd worker for database {}", database.to_u32()), "agd worker", "agd_worker_main");
     worker.bgw_main_arg = pg_sys::Datum::from(database);
-    // SAFETY: the structure is copied; no handle is wanted. The launcher is told when the worker ends.
+    // SAFETY: the structure is copied; the handle lives until it is freed. The launcher is told when the worker ends.
     unsafe {
         worker.bgw_notify_pid = pg_sys::MyProcPid;
-        let registered = pg_sys::RegisterDynamicBackgroundWorker(&mut worker, std::ptr::null_mut());
+        let mut handle = std::ptr::null_mut();
+        let before = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+        let registered = pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle);
+        pg_sys::MemoryContextSwitchTo(before);
         if !registered {
-            log!("agd: no background worker is free for database {}: raise max_worker_processes", database.to_u32());
+            log!("agd: no worker can be started for database {}: {NO_PROCESS}", database.to_u32());
         }
-        registered
+        registered.then_some(handle)
     }
 }
 
@@ -224,49 +318,83 @@ fn start_worker(database: pg_sys::Oid) -> bool {
 pub extern "C-unwind" fn agd_worker_main(argument: pg_sys::Datum) {
     install_signal_handlers();
     let oid = pg_sys::Oid::from(argument.value() as u32);
-    // SAFETY: connects as the bootstrap superuser.
-    unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, 0) };
-    if !extension_installed() {
-        if let Some(database) = shmem::existing(oid) {
-            database.wanted.store(false, Ordering::Release);
-        }
-        return;
+    DATABASE.set(oid);
+    pinned::pin();
+    // SAFETY: connects as the bootstrap superuser, also where others may not connect. The hook is this process's own.
+    unsafe {
+        PREVIOUS_LOG = pg_sys::emit_log_hook;
+        pg_sys::emit_log_hook = Some(leave_word);
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(oid, pg_sys::InvalidOid, pg_sys::BGWORKER_BYPASS_ALLOWCONN);
     }
-    let database = shmem::database(oid).or_raise();
-    // SAFETY: this process's own pid and latch; settings of this process alone.
+    pinned::be_oneself();
+    let found = slot(oid);
+    shmem::visited(oid);
+    let Some(database) = found else { return };
+    // SAFETY: this process's own pid and latch.
     unsafe {
         if !database.attach_worker(pg_sys::MyProcPid, pg_sys::MyLatch) {
             return;
         }
         pg_sys::before_shmem_exit(Some(worker_exits), argument);
-        // What is integrated may be published, so it must be on disk whatever the session's default is.
-        for (name, value) in [
-            (c"synchronous_commit", c"on"),
-            (c"search_path", c"pg_catalog, pg_temp"),
-            (c"quote_all_identifiers", c"off"),
-            (c"application_name", c"agd worker"),
-            (c"default_transaction_read_only", c"off"),
-            (c"statement_timeout", c"0"),
-            (c"lock_timeout", c"0"),
-        ] {
-            pg_sys::SetConfigOption(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_SUSET,
-                pg_sys::GucSource::PGC_S_OVERRIDE,
-            );
-        }
     }
     database.wanted.store(false, Ordering::Release);
     let now = Instant::now();
-    Worker { database, timer: Some(now), last_pass: None, last_drain: None, next_sweep: Some(now) }.run();
+    let worker = Worker { database, timer: Some(now), last_pass: None, last_drain: None, next_sweep: Some(now) };
+    if worker.run() == End::MadeWay {
+        // The launcher sends another one when the database may be connected to again.
+        return;
+    }
     // The extension was dropped: nothing to restart for, and nothing to tell.
     denied::clear(database);
     database.wanted.store(false, Ordering::Release);
+    database.works();
+    database.set_guards(0);
+    database.record.set("");
     unsafe {
         // SAFETY: this process's own pid.
         database.detach_worker(pg_sys::MyProcPid);
     }
+}
+
+thread_local! {
+    /// The database of this worker.
+    static DATABASE: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::InvalidOid) };
+    /// The error that ends this worker is told already.
+    static TOLD: Cell<bool> = const { Cell::new(false) };
+}
+
+static mut PREVIOUS_LOG: pg_sys::emit_log_hook_type = None;
+
+/// What ends the worker goes into the server's log; agd.stat shows it, too. Neither allocates nor fails: it is called for
+/// every message of this process, in whatever state it is.
+unsafe extern "C-unwind" fn leave_word(message: *mut pg_sys::ErrorData) {
+    // SAFETY: PostgreSQL's hook gives a message that is alive; the text is a C string or null.
+    unsafe {
+        if (*message).elevel >= PgLogLevel::ERROR as c_int
+            && !(*message).message.is_null()
+            && !TOLD.replace(true)
+            && let Some(database) = shmem::existing(DATABASE.get())
+            && let Ok(text) = CStr::from_ptr((*message).message).to_str()
+        {
+            database.ended(text);
+        }
+        if let Some(previous) = PREVIOUS_LOG {
+            previous(message);
+        }
+    }
+}
+
+/// The slot of a database that has the extension. None: it has not, or it is one of too many copies.
+fn slot(oid: pg_sys::Oid) -> Option<&'static Database> {
+    let home = in_transaction(false, || hold_extension().then(|| with_snapshot(home::is_elsewhere)), |_| {});
+    let Some(is_elsewhere) = home else {
+        if let Some(database) = shmem::existing(oid) {
+            database.wanted.store(false, Ordering::Release);
+            database.set_guards(0);
+        }
+        return None;
+    };
+    if is_elsewhere { shmem::spare(oid) } else { Some(shmem::database(oid).or_raise()) }
 }
 
 #[pg_guard]
@@ -280,11 +408,6 @@ unsafe extern "C-unwind" fn worker_exits(_code: c_int, argument: pg_sys::Datum) 
             shmem::wake_launcher();
         }
     }
-}
-
-fn extension_installed() -> bool {
-    // SAFETY: a catalog look-up, which takes a snapshot of its own.
-    in_transaction(false, || unsafe { pg_sys::get_extension_oid(c"agd".as_ptr(), true) } != pg_sys::InvalidOid, |_| {})
 }
 
 /// Holds the extension until the transaction ends: DROP EXTENSION locks it before anything that belongs to it, so it waits
@@ -317,25 +440,41 @@ struct Worker {
     next_sweep: Option<Instant>,
 }
 
+/// Why a worker ends in peace.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The extension is gone.
+    Gone,
+    /// A statement needs the database free of connections.
+    MadeWay,
+}
+
 impl Worker {
-    fn run(mut self) {
+    fn run(mut self) -> End {
         // What was committed before this worker started is taken up at once; its tails follow by age.
-        if !self.passes(false) {
-            return;
+        if !self.passes(false) || !self.count() {
+            return End::Gone;
         }
         loop {
+            if self.database.leave_for.load(Ordering::Acquire) != 0 {
+                match self.finish() {
+                    None => return End::Gone,
+                    Some(true) => return End::MadeWay,
+                    Some(false) => {}
+                }
+            }
             let ticket = self.database.newest_request();
             let requested = ticket > self.database.completed();
             // Refused attempts before the pass, so that who asked for one finds in it what was refused before.
             let denied = denied::pending(self.database, requested);
             let pause = self.last_drain.map_or(Duration::ZERO, |last| PASS_INTERVAL.saturating_sub(last.elapsed()));
             if denied && (requested || pause.is_zero()) && !self.drain(requested) {
-                return;
+                return End::Gone;
             }
             let until_drain =
                 denied::pending(self.database, false).then_some(pause).or_else(|| denied::pending_in(self.database));
             if self.next_sweep.is_some_and(|at| at <= Instant::now()) && !self.sweep() {
-                return;
+                return End::Gone;
             }
             let waiting = self.database.waiting.load(Ordering::Acquire);
             if waiting > 0 {
@@ -349,7 +488,7 @@ impl Worker {
             if requested || by_age || full || hurry && pause.is_zero() {
                 self.database.hurries();
                 if !self.passes(requested || by_age) {
-                    return;
+                    return End::Gone;
                 }
                 if requested {
                     self.database.complete(ticket);
@@ -364,9 +503,9 @@ impl Worker {
 
     /// One pass, and those that take up what a pass recorded itself. False: the extension is gone.
     fn passes(&mut self, all_tails: bool) -> bool {
-        let mut platform = false;
+        let (mut platform, mut counted) = (false, true);
         loop {
-            let waiting = self.database.waiting.load(Ordering::Acquire);
+            let (waiting, began) = (self.database.waiting.load(Ordering::Acquire), backend::now());
             let own = self.database.waiting_own();
             let tails = Tails { all: all_tails, platform };
             let Some(outcome) = self.work(c"agd: integrating events", true, || sequencer::pass(tails), |_| {}) else {
@@ -375,12 +514,17 @@ impl Worker {
             // A commit is counted after it became visible: all that was counted before the pass is integrated now, and
             // what was counted in vain goes with it. What the pass saw before it was counted is below zero for a moment,
             // as are events of before a restart.
+            if outcome.events > 0 {
+                self.database.forget_guards();
+            }
             let taken = waiting.max(outcome.events as i64);
             let left = self.database.waiting.fetch_sub(taken, Ordering::AcqRel) - taken;
             if left < 0 {
                 let _ = self.database.waiting.compare_exchange(left, 0, Ordering::AcqRel, Ordering::Acquire);
             }
             self.database.own_integrated(own);
+            self.database.waits_no_longer(began, left);
+            self.database.works();
             self.database.waiting_is_known();
             self.database.add_unpublished(outcome.platform_anchors as i64);
             self.database.broadcast();
@@ -390,6 +534,7 @@ impl Worker {
             if outcome.events > 0 {
                 // There may be a mint among them.
                 self.next_sweep = Some(Instant::now());
+                counted = false;
             }
             if !(outcome.recorded && (all_tails || outcome.anchored_tail)) {
                 if all_tails {
@@ -401,7 +546,42 @@ impl Worker {
             }
         }
         self.last_pass = Some(Instant::now());
-        true
+        counted || self.count()
+    }
+
+    /// Keeps in mind what a DROP DATABASE would take with it. False: the extension is gone.
+    fn count(&self) -> bool {
+        let counted = |(guards, record): &(u64, String)| {
+            self.database.set_guards(*guards);
+            self.database.record.set(record);
+            self.database.broadcast();
+        };
+        self.work(c"agd: counting guards", false, home::summary, counted).is_some()
+    }
+
+    /// A statement asks the worker to leave. If it holds the lock that keeps everybody out, all that is due is done first:
+    /// nobody can add to it meanwhile. True: now leave; false: nobody needs the database any more; None: the extension is gone.
+    fn finish(&mut self) -> Option<bool> {
+        // SAFETY: a process global.
+        let oid = unsafe { pg_sys::MyDatabaseId };
+        if databases::is_kept_free(oid) {
+            if denied::pending(self.database, true) && !self.drain(true) {
+                return None;
+            }
+            if self.next_sweep.is_some_and(|at| at <= Instant::now()) && !self.sweep() {
+                return None;
+            }
+            if !self.passes(true) || !self.count() {
+                return None;
+            }
+            if databases::is_kept_free(oid) {
+                let pid = self.database.leave_for.swap(0, Ordering::AcqRel);
+                log!("agd: the worker leaves database {}, which process {pid} needs free of connections", oid.to_u32());
+                return Some(true);
+            }
+        }
+        self.database.leave_for.store(0, Ordering::Release);
+        Some(false)
     }
 
     /// Records refused attempts. False: the extension is gone.
@@ -470,6 +650,7 @@ impl Worker {
                     | pg_sys::panic::CaughtError::RustPanic { ereport: report, .. } => report.message().to_owned(),
                 };
                 database.fail(&message);
+                TOLD.set(true);
                 caught.rethrow()
             })
             .execute();
@@ -524,95 +705,6 @@ pub fn integrate_now(database: &'static Database) -> Result<()> {
     }
 }
 
-/// Is this statement one that [`before_utility`] must see?
-///
-/// # Safety
-/// `node` is a utility statement's parse node.
-pub unsafe fn concerns_a_database(node: *mut pg_sys::Node) -> bool {
-    // SAFETY: the tag tells the node's type.
-    unsafe {
-        match (*node).type_ {
-            pg_sys::NodeTag::T_DropdbStmt | pg_sys::NodeTag::T_CreatedbStmt => true,
-            pg_sys::NodeTag::T_RenameStmt => {
-                (*node.cast::<pg_sys::RenameStmt>()).renameType == pg_sys::ObjectType::OBJECT_DATABASE
-            }
-            _ => false,
-        }
-    }
-}
-
-/// DROP, RENAME and copy of a database fail while anybody is connected to it: the worker leaves first.
-///
-/// # Safety
-/// `node` is a utility statement's parse node.
-pub unsafe fn before_utility(node: *mut pg_sys::Node) {
-    // SAFETY: the tag tells the node's type; strings in parse nodes are C strings or null.
-    let name = unsafe {
-        match (*node).type_ {
-            pg_sys::NodeTag::T_DropdbStmt => (*node.cast::<pg_sys::DropdbStmt>()).dbname,
-            pg_sys::NodeTag::T_RenameStmt
-                if (*node.cast::<pg_sys::RenameStmt>()).renameType == pg_sys::ObjectType::OBJECT_DATABASE =>
-            {
-                (*node.cast::<pg_sys::RenameStmt>()).subname
-            }
-            pg_sys::NodeTag::T_CreatedbStmt => template_of((*node.cast::<pg_sys::CreatedbStmt>()).options),
-            _ => return,
-        }
-    };
-    if name.is_null() {
-        return;
-    }
-    // SAFETY: catalog look-ups inside the statement's transaction.
-    let database = unsafe {
-        let oid = pg_sys::get_database_oid(name, true);
-        let owner = oid != pg_sys::InvalidOid && backend::owns(pg_sys::GetUserId(), pg_sys::DatabaseRelationId, oid);
-        if !owner {
-            return;
-        }
-        shmem::existing(oid)
-    };
-    if let Some(database) = database {
-        send_away(database);
-    }
-}
-
-/// # Safety
-/// `options` is a list of DefElem nodes or null.
-unsafe fn template_of(options: *mut pg_sys::List) -> *mut c_char {
-    // SAFETY: list cells of CREATE DATABASE's options are DefElem nodes.
-    unsafe {
-        let options = pgrx::PgList::<pg_sys::DefElem>::from_pg(options);
-        for option in options.iter_ptr() {
-            if CStr::from_ptr((*option).defname) == c"template" && !(*option).arg.is_null() {
-                return pg_sys::defGetString(option);
-            }
-        }
-    }
-    std::ptr::null_mut()
-}
-
-fn send_away(database: &Database) {
-    unsafe extern "C" {
-        fn kill(pid: c_int, signal: c_int) -> c_int;
-    }
-    database.held_until.store(backend::now() + 10_000_000, Ordering::Release);
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(5) {
-        let pid = database.worker_pid.load(Ordering::Acquire);
-        if pid == 0 {
-            // The process leaves the process array a moment after it detached.
-            // SAFETY: sleeps.
-            unsafe { pg_sys::pg_usleep(20_000) };
-            return;
-        }
-        // SAFETY: the pid is that of our own worker, which detaches before it ends.
-        unsafe { kill(pid, pg_sys::SIGTERM as c_int) };
-        // SAFETY: sleeps.
-        unsafe { pg_sys::pg_usleep(10_000) };
-        pgrx::check_for_interrupts!();
-    }
-}
-
 /// `agd.worker_status()`
 #[allow(clippy::type_complexity)] // the shape of the SQL function
 #[pg_extern(sql = false)]
@@ -623,26 +715,38 @@ fn worker_status() -> TableIterator<
         name!(voided, i64),
         name!(integrated, i64),
         name!(waiting, i64),
+        name!(waiting_since, Option<TimestampWithTimeZone>),
         name!(worker_pid, Option<i32>),
+        name!(stopped_since, Option<TimestampWithTimeZone>),
         name!(failures, i64),
         name!(last_failure, Option<String>),
         name!(denied, i64),
         name!(denied_lost, i64),
+        name!(closed, Option<String>),
+        name!(launcher, bool),
     ),
 > {
-    let database = shmem::this_database().or_raise();
-    let pid = database.worker_pid.load(Ordering::Acquire);
-    let failures = database.failures();
-    let (denied, denied_lost) = denied::counts(database);
+    // Whoever only looks takes no slot.
+    let database = shmem::this_database_if_any();
+    let count = |count: fn(&Database) -> &AtomicU64| {
+        database.map_or(0, |database| count(database).load(Ordering::Acquire).cast_signed())
+    };
+    let time = |since: Option<i64>| since.and_then(|since| TimestampWithTimeZone::try_from(since).ok());
+    let failures = database.map_or(0, |database| database.failures() + database.ends());
+    let (denied, denied_lost) = database.map_or((0, 0), denied::counts);
     TableIterator::once((
-        database.recorded.load(Ordering::Acquire) as i64,
-        database.voided.load(Ordering::Acquire) as i64,
-        database.integrated.load(Ordering::Acquire) as i64,
-        database.waiting.load(Ordering::Acquire).max(0),
-        (pid != 0).then_some(pid),
-        failures as i64,
-        (failures > 0).then(|| database.message()),
-        denied as i64,
-        denied_lost as i64,
+        count(|database| &database.recorded),
+        count(|database| &database.voided),
+        count(|database| &database.integrated),
+        database.map_or(0, |database| database.waiting.load(Ordering::Acquire).max(0)),
+        time(database.and_then(Database::waiting_since)),
+        database.map(|database| database.worker_pid.load(Ordering::Acquire)).filter(|pid| *pid != 0),
+        time(database.and_then(Database::stopped_since)),
+        failures.cast_signed(),
+        database.filter(|_| failures > 0).map(Database::message),
+        denied.cast_signed(),
+        denied_lost.cast_signed(),
+        home::check().err().map(|error| error.for_the_record().1),
+        shmem::launcher_runs(),
     ))
 }

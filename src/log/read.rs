@@ -131,8 +131,8 @@ fn answer_anchor(call: pg_sys::FunctionCallInfo) -> Result<pg_sys::Datum> {
 }
 
 fn make_anchors() -> Result<Vec<(String, i64, Vec<u8>)>> {
-    let database = shmem::this_database()?;
     home::check()?;
+    let database = shmem::this_database()?;
     let before = newest_anchors()?;
     worker::integrate_now(database)?;
     anchors_since(before)

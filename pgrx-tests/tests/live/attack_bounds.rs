@@ -202,7 +202,11 @@ fn limit(client: &mut Client, bytes: u64) -> i32 {
     let pages: u64 = statm.split_whitespace().next().unwrap().parse().unwrap();
     let limit = pages * 4096 + bytes;
     // By a child of the process: whoever runs the test may not do it to a process of the server's user.
-    client.batch_execute(&format!("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null; prlimit --pid $PPID --as={limit}:{limit}'")).unwrap();
+    client
+        .batch_execute(&format!(
+            "COPY (SELECT 1) TO PROGRAM 'cat > /dev/null; prlimit --pid $PPID --as={limit}:{limit}'"
+        ))
+        .unwrap();
     pid
 }
 

@@ -22,6 +22,7 @@ mod attack_publish;
 mod attack_reports;
 mod attack_roles;
 mod attack_triggers;
+mod attack_worker;
 mod bulk;
 mod ceiling;
 mod clock;
