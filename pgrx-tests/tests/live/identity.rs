@@ -88,6 +88,7 @@ const FUNCTIONS: &[(&str, Decides)] = &[
     ("may_read", Both),
     ("may_read_payload", Both),
     ("mint_tenant_fleet", AsOwner),
+    ("moved_key", NoIdentity),
     ("new_incarnation", AsOwner),
     ("own_objects", Definer),
     ("prepare_home", Installation),
@@ -100,7 +101,6 @@ const FUNCTIONS: &[(&str, Decides)] = &[
     ("refuse_write", Trigger),
     ("register_log_key", AsOwner),
     ("register_signer", AsOwner),
-    ("renamed_image", NoIdentity),
     ("report_divergence", AsOwner),
     ("resume", AsOwner),
     ("revoke_log_key", AsOwner),
@@ -119,7 +119,7 @@ const FUNCTIONS: &[(&str, Decides)] = &[
     ("verifications", NoIdentity),
     ("verify", AsOwner),
     ("verify_fleet", AsOwner),
-    ("verify_table", Definer),
+    ("verify_table", AsOwner),
     ("wall_gaps", Definer),
     ("worker_status", NoIdentity),
 ];
@@ -134,6 +134,7 @@ const VIEWS: &[(&str, bool)] = &[
     ("fleet_pending_cancel", true),
     ("fleets", true),
     ("guard_digest", false),
+    ("health", false),
     ("stat", false),
     ("verify_progress", false),
 ];
@@ -209,7 +210,7 @@ fn every_function_and_view_decides_by_the_identity_it_should() {
            SELECT p.proname, format('SELECT count(*)::text || coalesce(min(x::text), ''NULL'') FROM agd.%I(%s) x', p.proname,
                     (SELECT string_agg(format('NULL::%s', t::regtype), ', ' ORDER BY o) FROM unnest(p.proargtypes) WITH ORDINALITY a (t, o)))
              FROM pg_proc p WHERE p.pronamespace = 'agd'::regnamespace AND p.prorettype <> ALL ('{trigger,event_trigger}'::regtype[])
-              AND p.proname NOT IN ('check_installation', 'prepare_home', 'check_ddl', 'complete_partitions', 'row_image', 'row_key', 'renamed_image');
+              AND p.proname NOT IN ('check_installation', 'prepare_home', 'check_ddl', 'complete_partitions', 'row_image', 'row_key');
          INSERT INTO calls SELECT 'view ' || relname, format('SELECT count(*)::text FROM agd.%I', relname)
            FROM pg_class WHERE relnamespace = 'agd'::regnamespace AND relkind = 'v';
          CREATE FUNCTION call_all() RETURNS void LANGUAGE plpgsql AS $$
