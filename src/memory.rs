@@ -18,7 +18,9 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 /// The system's, but for what happens when it has nothing to give.
 struct Allocator;
 
-#[global_allocator]
+// A test program is linked without PostgreSQL, which alone can end a session.
+#[cfg_attr(not(test), global_allocator)]
+#[cfg_attr(test, allow(dead_code))]
 static ALLOCATOR: Allocator = Allocator;
 
 // SAFETY: everything is the system allocator's; what comes back is its answer, or null where the caller asked to be told.
