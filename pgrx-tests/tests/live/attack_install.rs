@@ -56,7 +56,7 @@ fn default_privileges_grant_nobody_anything_of_agds() {
             "SELECT * FROM agd.event",
             "INSERT INTO agd.role_map (role, tenant, mode) VALUES ('stranger', 'acme', 'role')",
             "SELECT agd.create_tenant('mine')",
-            "SELECT agd.report_divergence('x', 1, sha256('x'))",
+            "SELECT agd.report_divergence('x', 1, sha256('x'), 'x')",
             "SELECT * FROM agd.stat",
             "CREATE TABLE agd.mine (i int)",
         ] {
