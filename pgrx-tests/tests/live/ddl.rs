@@ -248,6 +248,7 @@ fn what_agd_is_made_of_is_changed_by_agd_alone() {
         "ALTER TABLE agd.event SET SCHEMA public",
         "ALTER TABLE agd.event SET UNLOGGED",
         "ALTER TABLE agd.event DISABLE ROW LEVEL SECURITY",
+        "ALTER TABLE agd.event NO FORCE ROW LEVEL SECURITY",
         "ALTER TABLE agd.guarded_table DROP CONSTRAINT guarded_table_relation_key",
         "CREATE UNIQUE INDEX ON agd.event (at)",
         "CREATE INDEX CONCURRENTLY ON agd.event (at)",

@@ -117,9 +117,8 @@ fn columns_that_come_go_and_are_generated() {
     );
     assert_eq!(g.briefs("t"), ["BASELINE 1"]);
     g.records("t", "INSERT INTO t DEFAULT VALUES; UPDATE t SET v = 'x' WHERE id = 2", &["INSERT 2", "UPDATE 2"]);
-    // A fast default: the rows are not rewritten, and their images must not miss the column.
-    g.run("ALTER TABLE t ADD COLUMN fast int DEFAULT 42");
-    assert_eq!(g.briefs("t"), ["BASELINE 1", "BASELINE 2"], "what no image has is recorded again");
+    // A fast default: the rows are not rewritten, and yet what they say now is recorded.
+    g.records("t", "ALTER TABLE t ADD COLUMN fast int DEFAULT 42", &["BASELINE 1", "BASELINE 2"]);
     g.records("t", "UPDATE t SET v = 'y'", &["UPDATE 1", "UPDATE 2"]);
     let with_default = "SELECT count(*) FROM agd.events WHERE old->>'fast' = '42' AND new->>'fast' = '42'";
     assert_eq!(g.one::<i64>(with_default), 2);
