@@ -70,6 +70,8 @@ pub struct Publisher {
     moved_here: bool,
     /// The store and the database's receipts were held against what the key has signed.
     admitted: bool,
+    /// What the database could not be told in this round: no reason to hold a log up.
+    unreported: Vec<(Option<String>, Failure)>,
 }
 
 /// The most receipts that are kept waiting; beyond, the anchors are compared with the store again when it is time.
@@ -92,6 +94,7 @@ impl Publisher {
             new_store: false,
             moved_here: false,
             admitted: false,
+            unreported: Vec::new(),
         }
     }
 
@@ -154,6 +157,7 @@ impl Publisher {
             Err(LogError::Refused(refusal)) => round.refusals.push(refusal),
             Err(LogError::Failed(failure)) => round.failures.push((None, failure)),
         }
+        round.failures.append(&mut self.unreported);
         if let Err(error) = self.memory.save(&self.published_to) {
             round.failures.push((None, error.into()));
         }
@@ -183,7 +187,7 @@ impl Publisher {
             round.refusals.push(refusal);
             // A database without a record has nothing that could be closed.
             if identity.at_home == AtHome::Here {
-                self.tell(source, &origin, round);
+                self.tell(source, &origin);
             }
         }
         if stop {
@@ -253,7 +257,7 @@ impl Publisher {
                 let diverged = refusal.is_divergence();
                 round.refusals.push(refusal);
                 if diverged {
-                    self.tell(source, &head.origin, round);
+                    self.tell(source, &head.origin);
                 }
                 false
             }
@@ -266,9 +270,9 @@ impl Publisher {
     }
 
     /// Tells the database that a log was published and is not continued.
-    fn tell(&self, source: &mut dyn Source, origin: &str, round: &mut Round) {
+    fn tell(&mut self, source: &mut dyn Source, origin: &str) {
         if let Err(failure) = self.report(source, origin) {
-            round.failures.push((Some(origin.to_owned()), failure));
+            self.unreported.push((Some(origin.to_owned()), failure));
         }
     }
 
