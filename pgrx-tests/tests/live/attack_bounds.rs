@@ -53,9 +53,9 @@ fn definitions_too_large_for_the_guards_digest_are_refused() {
     assert_eq!(g.one::<Vec<u8>>("SELECT agd.guard_state()"), state);
     // Many that are just not too large: the digest is of any size.
     owner
-        .batch_execute(&format!(
+        .batch_execute(
             "DO $do$ BEGIN FOR i IN 1..20 LOOP EXECUTE format('CREATE POLICY p%s ON t USING (v <> %L)', i, repeat('x', 150000)); END LOOP; END $do$"
-        ))
+        )
         .unwrap();
     assert_ne!(g.one::<Vec<u8>>("SELECT agd.guard_state()"), state);
     // What was made before the table was guarded: it is not guarded with it.
@@ -285,7 +285,7 @@ fn wherever_memory_ends_the_server_stands() {
     for step in 0..16_u64 {
         let mut client = g.database().connect().unwrap();
         // Neither what agd keeps nor what PostgreSQL keeps of the table is there yet.
-        limit(&mut client, step * step * 360 << 10);
+        limit(&mut client, (step * step * 360) << 10);
         for statement in [
             "BEGIN",
             "SELECT agd.set_cause(repeat('c', 4000))",

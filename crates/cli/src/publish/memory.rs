@@ -103,6 +103,9 @@ impl std::fmt::Debug for Memory {
     }
 }
 
+/// What a file says: the database that the key signs for, and what was signed, by place.
+type Read = (Option<Home>, BTreeMap<String, Logs>);
+
 impl Memory {
     /// The state in these files, which hold the same: one beside the log's key, and one beside the witness's if there is one.
     /// A file that is not there yet is made when there is something to keep; without any, nothing outlives the process.
@@ -253,7 +256,7 @@ impl Memory {
         text
     }
 
-    fn read(&self, path: &Path) -> Result<Option<(Option<Home>, BTreeMap<String, Logs>)>, MemoryError> {
+    fn read(&self, path: &Path) -> Result<Option<Read>, MemoryError> {
         let io = |source| MemoryError::Io { path: path.to_owned(), source };
         let metadata = match fs::symlink_metadata(path) {
             Ok(metadata) => metadata,
@@ -279,7 +282,7 @@ impl Memory {
     }
 }
 
-fn parse(text: &str, vkey: &str) -> Option<(Option<Home>, BTreeMap<String, Logs>)> {
+fn parse(text: &str, vkey: &str) -> Option<Read> {
     let mut lines = text.lines();
     if lines.next()? != FORMAT || lines.next()?.strip_prefix("key ")? != vkey {
         return None;

@@ -112,6 +112,9 @@ const BEGIN: u8 = 2;
 const END: u8 = 3;
 const CHANGE: u8 = 4;
 
+/// The row that is being followed: its guard, its key, the last event (index in the dump, stamp), its chain.
+type Followed<'g> = ([u8; 16], Vec<u8>, (u64, i64), Chain<'g>);
+
 impl Chains {
     /// A proven event, the entry `index` of the log with this number. `with_images`: the dump has those of this log.
     pub fn add(&mut self, log: u32, index: u64, entry: &OwnedEntry, with_images: bool, images: Images<'_>) {
@@ -211,7 +214,7 @@ impl Chains {
                 .push(format!("all rows: what is needed to put their events in order cannot be written: {why}"));
             return rows;
         };
-        let mut at: Option<([u8; 16], Vec<u8>, (u64, i64), Chain<'_>)> = None;
+        let mut at: Option<Followed<'_>> = None;
         let mut problems: Vec<Problem> = Vec::new();
         let guards = &self.guards;
         let mut tell = |guard: &[u8; 16], key: &[u8], (index, stamp): (u64, i64), problems: &mut Vec<Problem>| {

@@ -139,6 +139,9 @@ struct Merged {
     taken: Option<usize>,
 }
 
+/// A key, the length of its payload, and where that is read.
+type Head<'a> = (Vec<u8>, u64, &'a mut BufReader<File>);
+
 impl Merged {
     fn of(files: impl Iterator<Item = File>) -> io::Result<Self> {
         let mut merged = Self { runs: Vec::new(), next: BinaryHeap::new(), taken: None };
@@ -169,7 +172,7 @@ impl Merged {
     }
 
     /// The next key, and where its payload of this length is to be read. All of it must be.
-    fn head(&mut self) -> io::Result<Option<(Vec<u8>, u64, &mut BufReader<File>)>> {
+    fn head(&mut self) -> io::Result<Option<Head<'_>>> {
         if let Some(run) = self.taken.take() {
             self.read_key(run)?;
         }
