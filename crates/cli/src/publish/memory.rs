@@ -6,7 +6,7 @@
 //! before it has its name, and believed only with this key's own signature. What it says is a lower bound: it is written after
 //! the store, and a store may have more. It never says what to sign: that is for the store and the entries.
 //!
-//! The signature is over a text that no checkpoint, token or statement can be: its first line is [`FORMAT`].
+//! The signature is over a text that no checkpoint, token or statement can be: its first line is `FORMAT`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -2,7 +2,7 @@
 //!
 //! Owns the order of work. Before anything is signed: is this the database that the key signs for, and not a copy; has the
 //! store what the key has signed there and what the database has receipts for; does every log of the database continue what
-//! the store has of it, and has the database every log that the store has ([`admission`]). Then, for each log: take up the
+//! the store has of it, and has the database every log that the store has (`admission`). Then, for each log: take up the
 //! last published state from the store, check the database's anchors against it, fetch the entries beyond, hash them here, compare the root at every anchor, and only then write tiles,
 //! bundles, immutable checkpoints and, last, the newest one. Promises that no two checkpoints of a log that it signed
 //! contradict each other, whatever the database says and wherever the process dies; that a refused log gets nothing

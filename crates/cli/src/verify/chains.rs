@@ -1,7 +1,7 @@
 //! Do the events of each row follow from each other? What `agd verify --events` asks of proven events with images.
 //!
 //! Owns which events of a dump belong to which guard and row, and what can be said where a dump does not have everything; the
-//! rule is [`agd_core::chain`]'s. Promises memory bounded by what [`super::sorted`] keeps, by the events about whole tables, and
+//! rule is [`agd_core::chain`]'s. Promises memory bounded by what `super::sorted` keeps, by the events about whole tables, and
 //! by a few images of one row. Where images are withheld, or the events that tell how a table's columns changed are not there, it
 //! says that rows were not checked, and never that they hold or are false.
 
