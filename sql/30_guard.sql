@@ -130,7 +130,8 @@ BEGIN ATOMIC
                                     tg.tgname)
              FROM pg_catalog.pg_trigger tg
             WHERE tg.tgrelid = t.oid AND tg.tgname > '~agd_record' AND tg.tgenabled <> 'D'
-              AND tg.tgtype & 3 = 3   -- FOR EACH ROW, BEFORE
+              -- FOR EACH ROW, BEFORE; and BEFORE TRUNCATE, behind the gate's own
+              AND (tg.tgtype & 3 = 3 OR tg.tgtype & 34 = 34 AND tg.tgname > '~agd_truncate')
            -- The digest of the guards takes in definitions up to a size (agd.guard_digest).
            UNION ALL
            SELECT pg_catalog.format('the trigger "%s" has a definition of more than 1 MB', tg.tgname)

@@ -4,6 +4,12 @@ CREATE FUNCTION agd.row_image("row" record) RETURNS json
   LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'agd_row_image';
 COMMENT ON FUNCTION agd.row_image(record) IS 'a row of a table as the gate records it';
 
+-- Granted to nobody: agd.verify_table() calls it.
+CREATE FUNCTION agd.present_rows(relation regclass) RETURNS TABLE (row_key json, image json)
+  LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'agd_present_rows';
+COMMENT ON FUNCTION agd.present_rows(regclass) IS
+  'the rows of a table as the gate would record them, read from the heap without running anything of its owner''s; called by agd';
+
 CREATE FUNCTION agd.row_key("row" record) RETURNS json
   LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'agd_row_key';
 COMMENT ON FUNCTION agd.row_key(record) IS 'the primary key of a row of a table as the gate records it';

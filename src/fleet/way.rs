@@ -7,6 +7,7 @@
 //! superuser, nor anything but a client's session: these are waited for.
 
 use super::is_fleet_id;
+use crate::catalog::{Relation, catalog, scan, scan_key, to_varlena};
 use crate::error::Result;
 use crate::query::write_kept;
 use crate::tenant;
@@ -47,15 +48,16 @@ pub(super) fn clear(fleet_id: &str) -> Result<()> {
 fn holder(fleet_id: &str) -> Result<Option<(i32, String)>> {
     write_kept(
         "SELECT a.pid, a.usename::text
-           FROM agd.tenant_agent_fleet f
+           FROM pg_catalog.unnest($2::text[]) h (xid)
+                JOIN agd.tenant_agent_fleet f ON f.fleet_id = $1
                 JOIN pg_catalog.pg_locks l
-                  ON l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock' AND l.transactionid = f.xmax
+                  ON l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock' AND l.transactionid::text = h.xid
                 JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid AND a.backend_type = 'client backend'
                 JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid
-          WHERE f.fleet_id = $1 AND NOT r.rolsuper AND NOT pg_catalog.pg_has_role(r.oid, 'agd_platform', 'USAGE')
+          WHERE NOT r.rolsuper AND NOT pg_catalog.pg_has_role(r.oid, 'agd_platform', 'USAGE')
             AND a.pid <> pg_catalog.pg_backend_pid()
           LIMIT 1",
-        &[fleet_id.into()],
+        &[fleet_id.into(), holders(fleet_id)?.into()],
         |rows| {
             if rows.is_empty() {
                 return Ok(None);
@@ -64,6 +66,42 @@ fn holder(fleet_id: &str) -> Result<Option<(i32, String)>> {
             Ok(pid.zip(role))
         },
     )
+}
+
+/// The transactions that hold the row, each by its topmost one: what a released savepoint has locked is its parent's.
+#[allow(unsafe_code)] // a tuple's header, and what PostgreSQL knows of its xmax
+fn holders(fleet_id: &str) -> Result<Vec<String>> {
+    let catalog = catalog()?;
+    let relation = Relation::open(catalog.tenant_agent_fleet, pg_sys::AccessShareLock);
+    let mut keys = [scan_key(1, pg_sys::BTEqualStrategyNumber, pg_sys::F_TEXTEQ, to_varlena(fleet_id.as_bytes()))];
+    keys[0].sk_collation = pg_sys::C_COLLATION_OID;
+    let mut found = Vec::new();
+    scan(&relation, Some(catalog.tenant_agent_fleet_pkey), std::ptr::null_mut(), &mut keys, |tuple| {
+        // SAFETY: a tuple has a header. Members of a multixact are copied for the caller; none is asked for whose transaction
+        // is older than any that runs.
+        unsafe {
+            let header = (*tuple).t_data;
+            let xmax = (*header).t_choice.t_heap.t_xmax;
+            let mut xids = Vec::new();
+            if u32::from((*header).t_infomask) & pg_sys::HEAP_XMAX_INVALID != 0 {
+                return Ok(());
+            }
+            if u32::from((*header).t_infomask) & pg_sys::HEAP_XMAX_IS_MULTI != 0 {
+                let mut members = std::ptr::null_mut();
+                let count = pg_sys::GetMultiXactIdMembers(xmax, &mut members, false, false);
+                xids.extend((0..count.max(0) as usize).map(|member| (*members.add(member)).xid));
+            } else {
+                xids.push(xmax);
+            }
+            for xid in xids {
+                if pg_sys::TransactionIdIsInProgress(xid) {
+                    found.push(pg_sys::SubTransGetTopmostTransaction(xid).into_inner().to_string());
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 fn end(pid: i32, role: &str, fleet_id: &str) -> Result<()> {

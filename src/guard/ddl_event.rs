@@ -110,6 +110,19 @@ fn columns_at(root: pg_sys::Oid, at: At) -> Result<BTreeMap<i16, Column>> {
     Ok(query::rows(at, &query)?.into_iter().filter_map(column).collect())
 }
 
+/// Is the text of every value the same in both types? Between integers, and between text and varchar that is not shorter.
+fn reads_as_before([old, old_modifier, old_generated]: &[Option<String>; 3], new: &[Option<String>; 3]) -> bool {
+    let [new, new_modifier, new_generated] = new;
+    let both = |types: &[&str]| [old, new].iter().all(|one| one.as_deref().is_some_and(|one| types.contains(&one)));
+    let number = |modifier: &Option<String>| modifier.as_deref().and_then(|modifier| modifier.parse::<i32>().ok());
+    let is_no_shorter = match (number(old_modifier), number(new_modifier)) {
+        (_, Some(-1)) => true,
+        (Some(old), Some(new)) => old >= 0 && new >= old,
+        _ => false,
+    };
+    old_generated == new_generated && (both(&["20", "21", "23"]) || both(&["25", "1043"]) && is_no_shorter)
+}
+
 /// What a statement did to the columns of a guarded table.
 pub fn columns(frame: &Frame, root: pg_sys::Oid) -> Result<Vec<ColumnChange>> {
     if frame.columns_told {
@@ -119,8 +132,11 @@ pub fn columns(frame: &Frame, root: pg_sys::Oid) -> Result<Vec<ColumnChange>> {
     let mut changes = Vec::new();
     for (number, now) in after {
         let was = before.remove(&number);
-        let retyped = || frame.retyped.iter().any(|(of, name)| *of == root.to_u32() && *name == now.name);
-        if was.as_ref() != Some(&now) || retyped() {
+        let retyped = frame.retyped.iter().find(|(of, name, _)| *of == root.to_u32() && *name == now.name);
+        // What must read as before is not let off being compared.
+        let reads_as_before = retyped.is_none_or(|(.., by_expression)| !by_expression)
+            && was.as_ref().is_some_and(|was| was.name == now.name && reads_as_before(&was.kind, &now.kind));
+        if (was.as_ref() != Some(&now) || retyped.is_some()) && !reads_as_before {
             changes.push(ColumnChange { number, before: was.map(|was| was.name), after: Some(now.name) });
         }
     }

@@ -133,10 +133,11 @@ pub fn check_storage(name: &str, persistence: &str, is_heap: bool) -> Result<()>
 fn check_triggers(name: &str, tree: &[pg_sys::Oid]) -> Result<()> {
     refuse_ours(name, tree)?;
     let late = Spi::connect(|client| {
-        // BEFORE … FOR EACH ROW, in the order in which PostgreSQL fires them.
+        // BEFORE … FOR EACH ROW, and BEFORE TRUNCATE, in the order in which PostgreSQL fires them.
         let rows = client.select(
             "SELECT tg.tgrelid, tg.tgname::text, pg_catalog.quote_ident(tg.tgname) FROM pg_catalog.pg_trigger tg
-              WHERE tg.tgrelid = ANY ($1) AND tg.tgname > '~agd_record' AND tg.tgenabled <> 'D' AND tg.tgtype & 3 = 3
+              WHERE tg.tgrelid = ANY ($1) AND tg.tgname > '~agd_record' AND tg.tgenabled <> 'D'
+                AND (tg.tgtype & 3 = 3 OR tg.tgtype & 34 = 34 AND tg.tgname > '~agd_truncate')
               ORDER BY pg_catalog.array_position($1, tg.tgrelid), tg.tgname",
             Some(1),
             &[tree.to_vec().into()],

@@ -188,6 +188,24 @@ pub fn table_of(relation: pg_sys::Oid) -> pg_sys::Oid {
     }
 }
 
+/// The table that a foreign key points to. None: it is another constraint, or was made for a partition.
+pub fn referenced_by(constraint: pg_sys::Oid) -> Result<Option<pg_sys::Oid>> {
+    let number = |name: &CStr| {
+        // SAFETY: a catalog look-up of a system table's column.
+        usize::try_from(unsafe { pg_sys::get_attnum(pg_sys::Oid::from(class::CONSTRAINT), name.as_ptr()) } - 1)
+            .unwrap_or(0)
+    };
+    let (referenced, parent) = (number(c"confrelid"), number(c"conparentid"));
+    let mut found = None;
+    look_up(class::CONSTRAINT, index::CONSTRAINT_OID, constraint, At::Now, |columns| {
+        let is_inherited = columns.get(parent).is_some_and(|parent| oid(parent) != pg_sys::InvalidOid);
+        found =
+            columns.get(referenced).map(oid).filter(|referenced| !is_inherited && *referenced != pg_sys::InvalidOid);
+        Ok(())
+    })?;
+    Ok(found)
+}
+
 /// The parent of a partition, or of a table that inherits.
 pub fn parent_of(relation: pg_sys::Oid, at: At) -> Result<Option<pg_sys::Oid>> {
     let mut parent = None;

@@ -61,6 +61,7 @@ pub unsafe fn before_utility(
                 Ok(())
             }
             pg_sys::NodeTag::T_RenameStmt => before_rename(node.cast()),
+            pg_sys::NodeTag::T_LockStmt => before_lock(node.cast()),
             pg_sys::NodeTag::T_DropOwnedStmt => role::before_drop_owned(node.cast()),
             pg_sys::NodeTag::T_CreatePolicyStmt => before_create_policy(node.cast()),
             pg_sys::NodeTag::T_AlterEnumStmt => before_alter_enum(node.cast()),
@@ -94,7 +95,12 @@ struct Work {
 /// that leaves such calls behind (a trigger, a policy): a tenant's session could be shown everybody's rows by them.
 unsafe fn before_work(node: *mut pg_sys::Node) -> Result<()> {
     // SAFETY: passed on from the caller.
-    let work = unsafe { work_of(node) }?;
+    let (work, references) = unsafe { (work_of(node)?, references_of(node)) };
+    if !references.is_empty()
+        && let Some(user) = with_running(|frame| frame.user)
+    {
+        refuse_references(references.into_iter(), user)?;
+    }
     if work.tables.is_empty() && !work.everything {
         return Ok(());
     }
@@ -173,7 +179,9 @@ unsafe fn work_of(node: *mut pg_sys::Node) -> Result<Work> {
                 Work { tables, only_defines: true, ..Work::default() }
             }
             // A domain's new constraint is asked for every value of it there is, whoever owns the table.
-            T_AlterDomainStmt if matches!((*node.cast::<pg_sys::AlterDomainStmt>()).subtype as u8, b'C' | b'V') => {
+            T_AlterDomainStmt
+                if matches!((*node.cast::<pg_sys::AlterDomainStmt>()).subtype as u8, b'C' | b'V' | b'O') =>
+            {
                 let name = pg_sys::makeTypeNameFromNameList((*node.cast::<pg_sys::AlterDomainStmt>()).typeName);
                 let domain = pg_sys::LookupTypeNameOid(std::ptr::null_mut(), name, true);
                 let tables = place::tables_with(domain)?.into_iter().map(pg_sys::Oid::from_u32).collect();
@@ -181,6 +189,100 @@ unsafe fn work_of(node: *mut pg_sys::Node) -> Result<Work> {
             }
             _ => Work::default(),
         })
+    }
+}
+
+/// The tables that the foreign keys of a statement point to.
+///
+/// # Safety
+/// `node` is a valid parse node of a utility statement.
+unsafe fn references_of(node: *mut pg_sys::Node) -> Vec<pg_sys::Oid> {
+    use pg_sys::NodeTag::{T_AlterTableStmt, T_ColumnDef, T_Constraint, T_CreateStmt};
+    // SAFETY: the tag tells the node's type; lists hold what the grammar puts into them.
+    unsafe {
+        let mut parts: Vec<*mut pg_sys::Node> = match (*node).type_ {
+            T_CreateStmt => {
+                let elements = (*node.cast::<pg_sys::CreateStmt>()).tableElts;
+                pgrx::PgList::<pg_sys::Node>::from_pg(elements).iter_ptr().collect()
+            }
+            T_AlterTableStmt => {
+                let commands = (*node.cast::<pg_sys::AlterTableStmt>()).cmds;
+                let commands = pgrx::PgList::<pg_sys::AlterTableCmd>::from_pg(commands);
+                commands.iter_ptr().map(|command| (*command).def).collect()
+            }
+            _ => Vec::new(),
+        };
+        let mut found = Vec::new();
+        while let Some(part) = parts.pop() {
+            if part.is_null() {
+                continue;
+            }
+            match (*part).type_ {
+                T_ColumnDef => {
+                    let constraints = (*part.cast::<pg_sys::ColumnDef>()).constraints;
+                    parts.extend(pgrx::PgList::<pg_sys::Node>::from_pg(constraints).iter_ptr());
+                }
+                T_Constraint if !(*part.cast::<pg_sys::Constraint>()).pktable.is_null() => {
+                    found.push(detach::named((*part.cast::<pg_sys::Constraint>()).pktable));
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+}
+
+/// 42501 for a foreign key to a walled table by who is not above its wall: PostgreSQL checks it as the table's owner, without
+/// row-level security, calls the casts of the key's own type meanwhile, and lets it tell and hold other tenants' rows.
+fn refuse_references(tables: impl Iterator<Item = pg_sys::Oid>, user: pg_sys::Oid) -> Result<()> {
+    for table in tables {
+        if table == pg_sys::InvalidOid || is_own(table) {
+            continue;
+        }
+        let Some(guard) = place::guard_of(table, At::Now)?.filter(|guard| guard.tenant_column.is_some()) else {
+            continue;
+        };
+        if tenant::is_above_the_wall(guard.root, user)? {
+            continue;
+        }
+        let name = qualified_name(guard.root);
+        denied::attempted(Attempt {
+            action: Some("FOREIGN KEY".into()),
+            relation: Some(name.clone()),
+            guard_id: Some(guard.id),
+            ..Attempt::default()
+        });
+        return Err(Error::NotAllowed {
+            message: format!("a foreign key to {name} is for its owner alone to make: it holds rows of all tenants"),
+            hint: "Make it as the table's owner, logged in as a role that is mapped to no tenant.".into(),
+        });
+    }
+    Ok(())
+}
+
+/// 42501 for who would lock a table of agd's against its writers.
+///
+/// # Safety
+/// A valid parse node.
+unsafe fn before_lock(statement: *mut pg_sys::LockStmt) -> Result<()> {
+    // SAFETY: the relations are RangeVars.
+    unsafe {
+        if (*statement).mode <= pg_sys::AccessShareLock as i32 {
+            return Ok(());
+        }
+        let named = pgrx::PgList::<pg_sys::RangeVar>::from_pg((*statement).relations);
+        let own = named.iter_ptr().map(|name| detach::named(name)).find(|table| is_own(*table));
+        let Some(own) = own else { return Ok(()) };
+        match with_running(|frame| frame.user) {
+            Some(user) if !pg_sys::superuser_arg(user) => Err(Error::NotAllowed {
+                message: format!(
+                    "{} is not for this role to lock: every guarded write would wait",
+                    qualified_name(own)
+                ),
+                hint: "LOCK TABLE … IN ACCESS SHARE MODE, as pg_dump does, holds nobody up.".into(),
+            }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -227,9 +329,11 @@ unsafe fn before_alter_table(statement: *mut pg_sys::AlterTableStmt) -> Result<(
             changes_row_type |=
                 matches!((*command).subtype, Kind::AT_AddColumn | Kind::AT_DropColumn | Kind::AT_AlterColumnType);
             if (*command).subtype == Kind::AT_AlterColumnType && !(*command).def.is_null() {
-                has_using |= !(*(*command).def.cast::<pg_sys::ColumnDef>()).raw_default.is_null();
+                let by_expression = !(*(*command).def.cast::<pg_sys::ColumnDef>()).raw_default.is_null();
+                has_using |= by_expression;
                 if !(*command).name.is_null() {
-                    retyped.push((target.to_u32(), CStr::from_ptr((*command).name).to_string_lossy().into_owned()));
+                    let name = CStr::from_ptr((*command).name).to_string_lossy().into_owned();
+                    retyped.push((target.to_u32(), name, by_expression));
                 }
             }
         }
@@ -608,7 +712,7 @@ fn settle(frame: &mut Frame) -> Result<bool> {
     if frame.own && unsafe { pg_sys::get_namespace_oid(c"agd".as_ptr(), true) } == pg_sys::InvalidOid {
         return Err(own_refused(&frame.tag_name(), "the schema agd"));
     }
-    Ok(frame.own || !frame.guards.is_empty() || !frame.calling.is_empty())
+    Ok(frame.own || !frame.guards.is_empty() || !frame.calling.is_empty() || !frame.references.is_empty())
 }
 
 /// `agd.check_ddl()`: judges what [`conclude`] left for it, as agd's owner.
@@ -725,16 +829,21 @@ fn refuse(frame: &Frame) -> Result<Vec<(Guard, pg_sys::Oid)>> {
             }
         }
         if let (Some(old), Some(new)) = (before.get(&guard.root), after.get(&guard.root)) {
-            if !old.key.is_empty() && old.key != new.key {
+            if !old.key.is_empty() && (&old.key, &old.key_numbers) != (&new.key, &new.key_numbers) {
                 return Err(refused(&format!("its rows are recorded under the primary key ({})", old.key)));
             }
-            let reads_the_same = old.key_types == new.key_types || !frame.has_using && only_integers_differ(old, new);
+            let by_expression = frame.retyped.iter().any(|(of, name, by_expression)| {
+                *by_expression && after.contains_key(&pg_sys::Oid::from_u32(*of)) && new.key_names.contains(name)
+            });
+            let reads_the_same = !by_expression
+                && (old.key_types == new.key_types || !frame.has_using && only_integers_differ(old, new));
             if !changed.is_empty() && !reads_the_same {
                 return Err(refused("the values of its primary key would change without a record"));
             }
         }
         rewritten.extend(changed.into_iter().map(|oid| (guard.clone(), oid)));
     }
+    refuse_references(frame.references.iter().map(|table| pg_sys::Oid::from_u32(*table)), frame.user)?;
     // Last: what it does to a guard's own triggers has been told more precisely.
     refuse_calling(frame, false)?;
     Ok(rewritten)
@@ -849,6 +958,9 @@ struct Shape {
     /// The columns of its primary key, and their types.
     key: String,
     key_types: String,
+    /// Their numbers, and their names as they are.
+    key_numbers: String,
+    key_names: Vec<String>,
 }
 
 /// A column that is recorded.
@@ -901,12 +1013,14 @@ fn members(root: pg_sys::Oid, at: At) -> Result<HashMap<pg_sys::Oid, Shape>> {
                     (SELECT string_agg(a.attnum || ':' || a.atttypid || ':' || a.atthasmissing || ':' || a.attgenerated::text, ',')
                        FROM pg_catalog.pg_attribute a
                       WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped),
-                    k.names, k.types
+                    k.names, k.types, k.numbers, k.bare
                FROM tree t
                     JOIN pg_catalog.pg_class c ON c.oid = t.oid
                     LEFT JOIN LATERAL (
                       SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY o.at) AS names,
-                             string_agg(a.atttypid::text, ',' ORDER BY o.at) AS types
+                             string_agg(a.atttypid::text, ',' ORDER BY o.at) AS types,
+                             string_agg(a.attnum::text, ',' ORDER BY o.at) AS numbers,
+                             string_agg(a.attname::text, E'\n' ORDER BY o.at) AS bare
                         FROM pg_catalog.pg_index x
                              CROSS JOIN LATERAL unnest(x.indkey) WITH ORDINALITY AS o(attnum, at)
                              JOIN pg_catalog.pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = o.attnum
@@ -934,7 +1048,9 @@ fn members(root: pg_sys::Oid, at: At) -> Result<HashMap<pg_sys::Oid, Shape>> {
                 }
             }
             let (is_leaf, file) = (text(1) == "r", text(2));
-            (oid, Shape { is_leaf, file, columns, generated, key: text(4), key_types: text(5) })
+            let key_names = text(7).split('\n').map(str::to_owned).collect();
+            let (key, key_types, key_numbers) = (text(4), text(5), text(6));
+            (oid, Shape { is_leaf, file, columns, generated, key, key_types, key_numbers, key_names })
         })
         .collect())
 }

@@ -251,7 +251,7 @@ pub fn primary_key(relation: pg_sys::Relation) -> Result<Vec<i16>> {
     // SAFETY: an open relation; its index, if any, is opened and closed here.
     unsafe {
         #[cfg(not(feature = "pg18"))]
-        let index = pg_sys::RelationGetPrimaryKeyIndex(relation);
+        let index = primary_key_index(relation);
         #[cfg(feature = "pg18")]
         let index = pg_sys::RelationGetPrimaryKeyIndex(relation, true);
         if index == pg_sys::InvalidOid {
@@ -267,6 +267,30 @@ pub fn primary_key(relation: pg_sys::Relation) -> Result<Vec<i16>> {
         let numbers = (*definition).indkey.values.as_slice(count).to_vec();
         pg_sys::index_close(index, pg_sys::NoLock as pg_sys::LOCKMODE);
         Ok(numbers)
+    }
+}
+
+/// The index of the primary key, deferrable or not: before PostgreSQL 18 its own look-up knows the others alone.
+///
+/// # Safety
+/// An open relation.
+#[cfg(not(feature = "pg18"))]
+unsafe fn primary_key_index(relation: pg_sys::Relation) -> pg_sys::Oid {
+    // SAFETY: passed on to the caller; the list is a copy, and each index is opened and closed here.
+    unsafe {
+        let immediate = pg_sys::RelationGetPrimaryKeyIndex(relation);
+        if immediate != pg_sys::InvalidOid {
+            return immediate;
+        }
+        for index in pgrx::PgList::<pg_sys::Oid>::from_pg(pg_sys::RelationGetIndexList(relation)).iter_oid() {
+            let opened = pg_sys::index_open(index, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+            let (is_primary, is_valid) = ((*(*opened).rd_index).indisprimary, (*(*opened).rd_index).indisvalid);
+            pg_sys::index_close(opened, pg_sys::NoLock as pg_sys::LOCKMODE);
+            if is_primary && is_valid {
+                return index;
+            }
+        }
+        pg_sys::InvalidOid
     }
 }
 

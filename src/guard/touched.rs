@@ -7,7 +7,7 @@
 
 use crate::error::{self, Result};
 use crate::guard::place::{
-    Guard, class, extension, guard_of, is_own, is_own_by_itself, is_watched, place_of, table_of,
+    Guard, class, extension, guard_of, is_own, is_own_by_itself, is_watched, place_of, referenced_by, table_of,
 };
 use crate::guard::{detach::Detached, protect};
 use crate::query::At;
@@ -48,7 +48,9 @@ pub struct Frame {
     /// … by an expression of the statement.
     pub has_using: bool,
     /// Columns whose type is set, so that their values may read otherwise: table, name.
-    pub retyped: Vec<(u32, String)>,
+    pub retyped: Vec<(u32, String, bool)>,
+    /// Tables that foreign keys point to which it made, but for those of partitions.
+    pub references: BTreeSet<u32>,
     /// What became of the columns was told in an event.
     pub columns_told: bool,
     /// DETACH PARTITION: what leaves the tree.
@@ -98,6 +100,7 @@ impl Frame {
             may_change_values: false,
             has_using: false,
             retyped: Vec::new(),
+            references: BTreeSet::new(),
             columns_told: false,
             detached: None,
             noted: BTreeSet::new(),
@@ -172,6 +175,7 @@ impl Frame {
         taken.may_change_values = self.may_change_values;
         taken.has_using = self.has_using;
         taken.retyped = std::mem::take(&mut self.retyped);
+        taken.references = std::mem::take(&mut self.references);
         // Whatever is judged later of this statement does not tell it again.
         taken.columns_told = std::mem::replace(&mut self.columns_told, true);
         taken.detached = self.detached.take();
@@ -198,6 +202,7 @@ impl Frame {
         self.may_change_values |= part.may_change_values;
         self.has_using |= part.has_using;
         self.retyped.extend(part.retyped);
+        self.references.extend(part.references);
         self.detached = self.detached.take().or(part.detached);
     }
 
@@ -235,6 +240,11 @@ impl Frame {
             let object = pg_sys::Oid::from(object);
             if is_own_by_itself(class, object) {
                 self.own = true;
+            }
+            if class == class::CONSTRAINT
+                && let Some(referenced) = referenced_by(object)?
+            {
+                self.references.insert(referenced.to_u32());
             }
             if let Some(place) = place_of(class, object, At::Now)? {
                 if place.calls_own && !is_own(place.relation) {

@@ -116,13 +116,14 @@ fn sessions_tenant() -> Result<Option<String>> {
     Ok(role_tenant(mapping(backend::session_user())?))
 }
 
-/// Is the current user another tenant's than this one? Within such a function the session is nobody.
+/// Is the current user mapped, and not as this tenant's own login role? Within a function of another tenant's, or of a login
+/// role that binds to one or to any, the session is nobody.
 fn runs_for_another(tenant: &str) -> Result<bool> {
     let current = identity::current_user();
     if current == backend::session_user() {
         return Ok(false);
     }
-    Ok(role_tenant(mapping(current)?).is_some_and(|own| own != tenant))
+    Ok(mapping(current)?.is_some_and(|mapping| role_tenant(Some(mapping)).as_deref() != Some(tenant)))
 }
 
 fn role_tenant(mapping: Option<Mapping>) -> Option<String> {
@@ -566,13 +567,9 @@ fn may(by_right: impl Fn(pg_sys::Oid) -> bool, tenant: Option<&str>) -> Result<b
     if !is_bound && !by_right(outer) {
         return Ok(false);
     }
-    if current == outer || by_right(current) {
+    if current == outer || by_right(current) || is_bound && current == backend::session_user() {
         return Ok(true);
     }
-    // Whose function it is must be the tenant, too: its login role, or one that the tenant binds with.
-    Ok(tenant.is_some()
-        && mapping(current)?.is_some_and(|mapping| match &mapping.tenant {
-            Some(own) => (is_bound || mapping.mode == Mode::Role) && Some(own.as_str()) == tenant,
-            None => is_bound,
-        }))
+    // Whose function it is must be the tenant, too, by its login role.
+    Ok(tenant.is_some() && role_tenant(mapping(current)?).as_deref() == tenant)
 }

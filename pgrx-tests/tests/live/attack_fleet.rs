@@ -324,3 +324,20 @@ fn a_principal_is_what_it_looks_like() {
     expect_sqlstate(superuser.batch_execute("SELECT agd.map_role('look\u{202e}s', 'acme')"), "22023");
     run(&mut superuser, "DROP ROLE \"look\u{202e}s\"");
 }
+
+#[test]
+fn a_released_savepoint_hides_nobody_from_the_platform() {
+    let stage = Stage::new(cluster(), "hold_savepoint");
+    let mut ops = hurried(&stage);
+    let fleet = mint(&mut ops, "acme", "held").unwrap();
+    let role: String =
+        ops.query_one("SELECT role FROM agd.fleet_agents WHERE fleet_id = $1 LIMIT 1", &[&fleet]).unwrap().get(0);
+    let mut acme = stage.login("acme");
+    run(
+        &mut acme,
+        &format!("BEGIN; SAVEPOINT s; SELECT agd.set_agent_context('{fleet}', '{role}', '[\"x\"]'); RELEASE s"),
+    );
+    seal(&mut ops, &fleet).unwrap();
+    assert_eq!(state(&mut ops, &fleet), "cancelled");
+    assert!(acme.batch_execute("COMMIT").is_err(), "its session was ended");
+}

@@ -342,3 +342,34 @@ fn after_truncate_every_key_begins_anew() {
     s.own("UPDATE t SET note = 'q'");
     s.says("t", &["{\"id\": 1}", "added outside the gate"]);
 }
+
+#[test]
+fn a_change_of_type_washes_nothing_off() {
+    let mut s = Scene::new(
+        "retype",
+        "CREATE TABLE r (id int PRIMARY KEY, v int, tx varchar(5)); INSERT INTO r SELECT i, i, 'c' FROM generate_series(1, 4) i",
+        "SELECT agd.guard('r')",
+    );
+    s.past("UPDATE r SET v = 100, tx = 'evil' WHERE id = 3");
+    s.own("ALTER TABLE r ALTER v TYPE bigint, ALTER tx TYPE text");
+    s.says("r", &["{\"id\": 3}", "v: recorded 3, it found 100", "tx: recorded \"c\", it found \"evil\""]);
+    // Honest rows are not accused, whichever way the type goes.
+    let mut honest = Scene::new(
+        "retype_honest",
+        "CREATE TABLE r (id int PRIMARY KEY, v bigint, tx text, n numeric(9, 2));
+         INSERT INTO r SELECT i, i, 'c ' || i || '  ', i FROM generate_series(1, 4) i",
+        "SELECT agd.guard('r')",
+    );
+    for sql in [
+        "ALTER TABLE r ALTER v TYPE smallint, ALTER tx TYPE varchar(20)",
+        "ALTER TABLE r ALTER tx TYPE varchar(4)",
+        "ALTER TABLE r ALTER tx TYPE varchar(9), ALTER v TYPE int, ALTER n TYPE numeric(12, 4)",
+        "ALTER TABLE r ALTER v TYPE text, ALTER n TYPE int",
+        "ALTER TABLE r ALTER v TYPE int USING v::int",
+    ] {
+        honest.own(sql);
+        honest.is_clean("r");
+        honest.own("UPDATE r SET id = id WHERE id = 2");
+        honest.is_clean("r");
+    }
+}

@@ -92,6 +92,7 @@ const FUNCTIONS: &[(&str, Decides)] = &[
     ("new_incarnation", AsOwner),
     ("own_objects", Definer),
     ("prepare_home", Installation),
+    ("present_rows", NoIdentity),
     ("publishing", Definer),
     ("record_publication", AsOwner),
     ("record_timestamp", AsOwner),

@@ -21,6 +21,7 @@ mod attack_laundering;
 mod attack_publish;
 mod attack_reports;
 mod attack_roles;
+mod attack_second;
 mod attack_triggers;
 mod attack_worker;
 mod bulk;
