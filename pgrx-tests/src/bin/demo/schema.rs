@@ -156,7 +156,7 @@ pub fn expect_intact(session: &mut Session<'_>) -> Result<usize> {
             format!("{relation}: {detail}"),
         )?;
     }
-    // The partitions are listed beside their root, and agd's own tables of tenants, roles, guards and fleets with the others.
-    expect_equal("tables in agd.coverage()", GUARDED.len() + 2 + 10, rows.len())?;
+    // The partitions are listed beside their root, and agd's own tables of tenants, roles, keys, guards and fleets with the others.
+    expect_equal("tables in agd.coverage()", GUARDED.len() + 2 + 11, rows.len())?;
     Ok(rows.len())
 }
